@@ -1,0 +1,1 @@
+"""The text layer: tokenizers, incremental decoding, chat templates."""

@@ -1,0 +1,13 @@
+"""Fixtures for all tests: each test gets its own home, so that no cache or setting of the user is touched."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("WATTWISE_HOME", str(home))
+    for name in ("WATTWISE_MEMORY", "WATTWISE_ENGINE", "WATTWISE_MODEL"):
+        monkeypatch.delenv(name, raising=False)

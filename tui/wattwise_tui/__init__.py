@@ -1,0 +1,1 @@
+"""The terminal chat. Uses the SDK only, never a runtime directly."""
