@@ -36,7 +36,7 @@ class TensorSource:
         return self.read_rows(start, self.shape[0] if stop is None else stop)
 
     def blocks(self, multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) over the whole tensor in blocks of about ROW_BLOCK_BYTES, a multiple of `multiple` rows."""
+        """(first row, rows) over the whole tensor, in blocks of a multiple of `multiple` rows."""
         row_bytes = 4 * int(np.prod(self.shape[1:], dtype=np.int64))
         step = max(1, ROW_BLOCK_BYTES // max(1, row_bytes * multiple)) * multiple
         for start in range(0, self.shape[0], step):

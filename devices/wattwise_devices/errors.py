@@ -69,7 +69,9 @@ class CorruptArtifact(LoadError, ValueError):
         shown = repr(value)
         if len(shown) > 120:  # a hostile value must not flood a terminal or a log
             shown = shown[:117] + "..."
-        super().__init__(f"{self.path}: {field} is {shown}; allowed: {limit}. The file is damaged or not what it claims.")
+        super().__init__(
+            f"{self.path}: {field} is {shown}; allowed: {limit}. The file is damaged or not what it claims to be."
+        )
 
 
 class DownloadError(LoadError):

@@ -22,7 +22,7 @@ import numpy as np
 from wattwise_runtimes.spec import ModelSpec
 
 
-class ForwardCancelled(Exception):  # noqa: N818 - a signal, not an error
+class ForwardCancelled(Exception):
     """`forward` stopped because `cancelled()` said so. The first `rows_done` tokens are in the KV store."""
 
     def __init__(self, rows_done: int) -> None:

@@ -28,7 +28,9 @@ def get_backend(name: str) -> Backend:
         raise BackendUnavailable(f"no engine is called {name!r}; there are: {', '.join(backend_names())}")
     backend: Backend = importlib.import_module(f"{engines.__name__}.{name}").BACKEND
     if backend.probe() is None:
-        raise BackendUnavailable(f"the {name} engine is not installed here. Install it with: {_INSTALL.get(name, name)}")
+        raise BackendUnavailable(
+            f"the {name} engine is not installed here. Install it with: {_INSTALL.get(name, name)}"
+        )
     return backend
 
 

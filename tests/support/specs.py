@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from wattwise_runtimes.spec import ModelSpec, RopeSpec
 
-_BASE = dict(
-    layers=3, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=256, context=256,
-    bos_id=1, eos_ids=(2,),
-)  # fmt: skip
+_BASE: dict[str, Any] = {
+    "layers": 3, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "ffn": 96, "vocab": 256, "context": 256,
+    "bos_id": 1, "eos_ids": (2,),
+}  # fmt: skip
 
 TINY_SPECS: dict[str, ModelSpec] = {
     "llama": ModelSpec(architecture="llama", rope=RopeSpec(dims=16), tied_head=True, **_BASE),

@@ -18,7 +18,7 @@ class Tokenizer:
     chat_template: str | None
 
     def encode(self, text: str, *, bos: bool = False, parse_special: bool = False) -> list[int]:
-        """Ids of a text. bos: put BOS in front if the tokenizer does so. parse_special: `<|im_end|>` in the text is the token."""
+        """Ids of a text. bos: put BOS in front if the tokenizer does so. parse_special: control tokens may be spelled."""
         raise NotImplementedError
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:

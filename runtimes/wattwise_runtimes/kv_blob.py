@@ -1,0 +1,79 @@
+"""The envelope of exported KV rows: who they belong to, their positions, and a checksum, around an engine's bytes.
+
+    magic "WWKV" | u32 version | u32 header length | header JSON | u32 crc32 of header and payload | payload
+
+An engine trusts a payload only after everything here has matched; what the payload means is the engine's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+
+import numpy as np
+
+from wattwise_devices.errors import CorruptArtifact
+from wattwise_runtimes.spec import ModelSpec
+
+_MAGIC = b"WWKV"
+_VERSION = 1
+_MAX_HEADER_BYTES = 64 << 20
+
+
+def spec_fingerprint(spec: ModelSpec) -> str:
+    """Short hash of everything in a spec that shapes the KV cache or its meaning (not names or templates)."""
+    values = spec.to_json()
+    for key in ("name", "chat_template", "eos_ids", "bos_id", "pad_id", "add_bos"):
+        values.pop(key)
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def pack_rows(*, engine: str, spec: ModelSpec, kv_type: str, positions: np.ndarray, payload: bytes) -> bytes:
+    """Wrap an engine's bytes for the rows at `positions`."""
+    header = json.dumps(
+        {
+            "engine": engine,
+            "spec": spec_fingerprint(spec),
+            "kv_type": kv_type,
+            "positions": np.asarray(positions).tolist(),
+            "payload_bytes": len(payload),
+        }
+    ).encode()
+    crc = zlib.crc32(payload, zlib.crc32(header))
+    return b"".join([_MAGIC, struct.pack("<II", _VERSION, len(header)), header, struct.pack("<I", crc), payload])
+
+
+def unpack_rows(
+    data: bytes, *, engine: str, spec: ModelSpec, kv_type: str, after: int
+) -> tuple[np.ndarray, memoryview]:
+    """(positions int64, payload) of exported rows that fit this engine, model and KV type.
+
+    after: the smallest position that may be appended. Raises CorruptArtifact for anything else.
+    """
+
+    def refuse(field: str, value: object, limit: object) -> CorruptArtifact:
+        return CorruptArtifact("<kv>", field, value, limit)
+
+    if len(data) < 12 or data[:4] != _MAGIC:
+        raise refuse("magic", bytes(data[:4]), _MAGIC)
+    version, header_bytes = struct.unpack_from("<II", data, 4)
+    if version != _VERSION:
+        raise refuse("version", version, _VERSION)
+    if header_bytes > min(_MAX_HEADER_BYTES, len(data) - 16):
+        raise refuse("header length", header_bytes, f"at most {len(data) - 16}")
+    header = bytes(data[12 : 12 + header_bytes])
+    (crc,) = struct.unpack_from("<I", data, 12 + header_bytes)
+    payload = memoryview(data)[16 + header_bytes :]
+    if zlib.crc32(payload, zlib.crc32(header)) != crc:
+        raise refuse("checksum", hex(zlib.crc32(payload, zlib.crc32(header))), hex(crc))
+    fields = json.loads(header)
+    expected = {"engine": engine, "spec": spec_fingerprint(spec), "kv_type": kv_type, "payload_bytes": len(payload)}
+    for key, value in expected.items():
+        if fields.get(key) != value:
+            raise refuse(key, fields.get(key), value)
+    positions = np.asarray(fields["positions"], np.int64)
+    if positions.size and (np.any(np.diff(positions) <= 0) or positions[0] < after):
+        raise refuse("positions", positions[:4].tolist(), f"increasing, from {after}")
+    return positions, payload
