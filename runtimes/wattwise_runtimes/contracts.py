@@ -285,8 +285,12 @@ class Backend(Protocol):
         """What it can do here; None if it is not installed. Never raises, loads no model."""
         ...
 
+    def warm_up(self) -> None:
+        """Import and initialise what `load` needs before it opens a model: the planner measures it in a child."""
+        ...
+
     def estimate(self, artifact: Artifact, spec: LoadSpec) -> Ledger:
-        """The ledger that `load` would lead to, without loading. `runtime` is measured, not guessed."""
+        """Peak bytes of `load` and a full context afterwards, without loading. `runtime` is left to the planner."""
         ...
 
     def load(

@@ -22,6 +22,9 @@ class ReferenceBackend:
             notes=("for comparison only: slow, and every weight takes 4 bytes",),
         )  # fmt: skip
 
+    def warm_up(self) -> None:
+        np.ones((64, 64), np.float32) @ np.ones((64, 64), np.float32)  # starts numpy's thread pool
+
     def estimate(self, artifact: Artifact, spec: LoadSpec) -> Ledger:
         s = artifact.spec
         scores = 4 * s.heads * spec.chunk * spec.context * 3

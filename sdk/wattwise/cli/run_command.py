@@ -1,0 +1,58 @@
+"""`wattwise run [MODEL] PROMPT`: one reply, streamed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from wattwise.cli import common
+
+HELP = "one reply to a prompt, streamed; the prompt may come from standard input"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """[MODEL] PROMPT is read by hand: with one word, it is the prompt."""
+    parser.add_argument("words", nargs="*", metavar="[MODEL] PROMPT", help="'-' or nothing: read standard input")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    parser.add_argument("--raw", action="store_true", help="the prompt as it is, without a chat template")
+    parser.add_argument("--stats", action="store_true", help="print a line of figures after the reply")
+    common.add_sampling_arguments(parser)
+    common.add_load_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Load, stream, and report."""
+    import wattwise
+
+    name, prompt = _model_and_prompt(options.words)
+    with wattwise.load(name, on_progress=common.show_progress("loading"), **common.load_arguments(options)) as model:
+        messages = [{"role": "system", "content": options.system}] if options.system else []
+        messages.append({"role": "user", "content": prompt})
+        request = prompt if options.raw else messages
+        with model.stream(request, raw=options.raw, **common.sampling_arguments(options)) as stream:
+            for piece in stream:
+                if not options.json:
+                    print(piece.text, end="", flush=True)
+        reply = stream.reply
+        if options.json:
+            common.print_json({**reply.to_json(), "report": model.report().to_json()})
+        else:
+            print()
+            for event in reply.events:
+                print(f"[{event.message}]", file=sys.stderr)
+            if options.stats:
+                print(f"{reply.stats.line()}\n{model.report()}", file=sys.stderr)
+    return 0
+
+
+def _model_and_prompt(words: list[str]) -> tuple[str, str]:
+    default = os.environ.get("WATTWISE_MODEL", "builtin")
+    if len(words) > 2:
+        raise ValueError(f"run takes a model and one prompt, but got {len(words)} words; put the prompt in quotes")
+    name, prompt = (words[0], words[1]) if len(words) == 2 else (default, words[0] if words else "-")
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    if not prompt.strip():
+        raise ValueError("there is no prompt: give it as an argument or on standard input")
+    return name, prompt

@@ -1,0 +1,81 @@
+"""Conversation: messages that grow turn by turn over one model, keeping the KV rows that still apply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wattwise.reply import Reply
+from wattwise.streaming import Stream
+
+if TYPE_CHECKING:
+    from wattwise.model import Model
+
+Message = dict[str, Any]
+
+
+class Conversation:
+    """`say` for a reply, `stream` for its pieces. The user's turn is stored before anything is generated.
+
+    Each turn renders all messages and recomputes only from the first token that changed, so editing `messages`
+    between turns is allowed and costs exactly what follows the edit.
+    """
+
+    def __init__(self, model: Model, system: str | None = None, tools: Sequence[Message] | None = None) -> None:
+        self._model = model
+        self._tools = tools
+        self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
+
+    def say(self, text: str, **options: Any) -> Reply:
+        """Add a user's turn and the model's reply to it. Options as in `Model.stream`."""
+        return self.stream(text, **options).run()
+
+    def stream(self, text: str, **options: Any) -> Stream:
+        """The same, piece by piece. A cancelled reply stays in the conversation as far as it got."""
+        self.messages.append({"role": "user", "content": text})
+        return self._model.stream(self.messages, tools=self._tools, on_end=self._store, **options)
+
+    def regenerate(self, **options: Any) -> Stream:
+        """Forget the last reply and make another one."""
+        if self.messages and self.messages[-1]["role"] == "assistant":
+            self.messages.pop()
+        if not self.messages or self.messages[-1]["role"] != "user":
+            raise ValueError("there is no user's turn to answer; use say or stream first")
+        return self._model.stream(self.messages, tools=self._tools, on_end=self._store, **options)
+
+    def undo(self) -> str | None:
+        """Take the last user's turn (and what followed) back; its text, or None if there was none."""
+        for i in range(len(self.messages) - 1, -1, -1):
+            if self.messages[i]["role"] == "user":
+                text = self.messages[i]["content"]
+                del self.messages[i:]
+                return text
+        return None
+
+    def save(self, path: str | Path) -> None:
+        """Write the messages as JSON."""
+        import json
+
+        from wattwise_runtimes.formats.atomic import write_file_atomically
+
+        text = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=2)
+        write_file_atomically(Path(path), text.encode())
+
+    def load(self, path: str | Path) -> None:
+        """Replace the messages by those of a saved conversation."""
+        from wattwise_runtimes.formats.json_file import read_json
+
+        saved = read_json(Path(path))
+        messages = saved.get("messages") if isinstance(saved, dict) else None
+        if not isinstance(messages, list) or not all(_is_message(m) for m in messages):
+            raise ValueError(f"{path} is not a saved conversation: it has no list of messages with role and content")
+        self.messages = messages
+
+    def _store(self, reply: Reply) -> None:
+        if reply.text:
+            self.messages.append({"role": "assistant", "content": reply.text})
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)

@@ -1,0 +1,149 @@
+"""The one decode loop: prompt in, pieces out. Everything that makes a reply goes through here.
+
+It knows nothing of chat: a prompt is ids. It owns no model either: engine, held prefix and tokenizer are handed in.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wattwise.prefix import HeldPrefix
+from wattwise.reply import ContextFull, Event, FinishReason, Piece, Reply
+from wattwise.sampling import Sampler
+from wattwise.stats import Stats
+from wattwise_devices.errors import ContextOverflow, Error, GenerationError
+from wattwise_devices.process_memory import resident_memory
+from wattwise_runtimes.contracts import Batch, Engine, ForwardCancelled
+from wattwise_runtimes.text.stream import TextStream
+from wattwise_runtimes.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One reply to make. max_tokens None: until the model ends it or the context is full."""
+
+    prompt: Sequence[int]
+    sampler: Sampler
+    eog_ids: frozenset[int]
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+
+
+class Generation:
+    """Runs one request; iterate for pieces, then read `reply`. `cancel()` may come from any thread."""
+
+    def __init__(self, engine: Engine, held: HeldPrefix, tokenizer: Tokenizer, request: Request, stats: Stats) -> None:
+        self._engine, self._held, self._request = engine, held, request
+        self._text = TextStream(tokenizer, request.stop)
+        self._cancel = threading.Event()
+        self._parts: list[str] = []
+        self._flushed = False
+        self.stats = stats
+        self.ids: list[int] = []
+        self.events: list[Event] = []
+        self.finish_reason: FinishReason = "cancelled"  # until something else is known
+
+    def cancel(self) -> None:
+        """Ask to stop: takes effect within one chunk of the prompt or one token. Idempotent."""
+        self._cancel.set()
+
+    def reply(self) -> Reply:
+        """The reply so far."""
+        return Reply(
+            text="".join(self._parts),
+            ids=list(self.ids),
+            finish_reason=self.finish_reason,
+            stats=self.stats,
+            events=list(self.events),
+        )
+
+    def __iter__(self) -> Iterator[Piece]:
+        request_ns = time.perf_counter_ns()
+        try:
+            yield from self._run(request_ns)
+        except ForwardCancelled:
+            self.finish_reason = "cancelled"
+        except ContextOverflow:
+            raise
+        except (Error, MemoryError) as error:
+            raise GenerationError(f"the reply stopped after {len(self.ids)} tokens: {error}", self.reply()) from error
+        finally:
+            self._finish()
+
+    def _run(self, request_ns: int) -> Iterator[Piece]:
+        request, stats, engine = self._request, self.stats, self._engine
+        prompt = request.prompt
+        capacity = engine.kv.capacity_tokens
+        if len(prompt) >= capacity:
+            raise ContextOverflow(prompt_tokens=len(prompt), limit=capacity)
+        stats.cache_n = self._held.rewind_to(prompt)
+        logits = self._forward(prompt[stats.cache_n :])
+        prompt_end_ns = time.perf_counter_ns()
+        stats.prompt_n = len(prompt) - stats.cache_n
+        stats.prompt_ms = (prompt_end_ns - request_ns) / 1e6
+        sampler, push, eog_ids, cancelled = request.sampler, self._text.push, request.eog_ids, self._cancel.is_set
+        limit = request.max_tokens if request.max_tokens is not None else capacity
+        if limit == 0:
+            self.finish_reason = "length"
+            return
+        while not cancelled():
+            token = sampler.sample(logits[0])
+            sampler.accept(token)
+            now_ns = time.perf_counter_ns()
+            self.ids.append(token)
+            stats.predicted_n += 1
+            stats.predicted_ms = (now_ns - prompt_end_ns) / 1e6
+            if stats.ttft_ms is None:
+                stats.ttft_ms = (now_ns - request_ns) / 1e6
+            if token in eog_ids:
+                self.finish_reason = "stop"
+                break
+            text = push(token)
+            if text:
+                self._parts.append(text)
+                yield Piece(text, stats)
+            if self._text.stopped:
+                self.finish_reason = "stop"
+                break
+            if stats.predicted_n >= limit:
+                self.finish_reason = "length"
+                break
+            if engine.kv.length >= capacity:
+                self.finish_reason = "length"
+                self.events.append(ContextFull(f"the context of {capacity} tokens is full", capacity))
+                break
+            logits = self._forward([token])
+        rest = self._flush()
+        if rest:
+            yield Piece(rest, stats)
+
+    def _forward(self, tokens: Sequence[int]) -> np.ndarray:
+        try:
+            logits = self._engine.forward(Batch(tokens), self._cancel.is_set)
+        except ForwardCancelled as stopped:
+            self._held.extend(tokens[: stopped.rows_done])
+            raise
+        except BaseException:  # also Ctrl-C inside the engine: what the store holds is no longer certain
+            self._held.clear()
+            raise
+        self._held.extend(tokens)
+        return logits
+
+    def _flush(self) -> str:
+        """Text held back so far (half a character, a possible stop string); empty the second time."""
+        rest = "" if self._flushed else self._text.flush()
+        self._flushed = True
+        if rest:
+            self._parts.append(rest)
+        return rest
+
+    def _finish(self) -> None:
+        self._flush()
+        self.stats.kv_tokens = self._engine.kv.length
+        self.stats.kv_bytes = self._engine.kv.nbytes
+        self.stats.mem_peak_bytes = resident_memory().peak_bytes

@@ -1,0 +1,178 @@
+"""Model: a loaded model that chats. `load` plans first, refuses what does not fit, then opens the engine."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from wattwise.budget import Budget
+from wattwise.conversation import Conversation, Message
+from wattwise.generation import Generation, Request
+from wattwise.planning import Plan, plan
+from wattwise.prefix import HeldPrefix
+from wattwise.prompting import encode_chat
+from wattwise.reply import Reply, TemplateMissing
+from wattwise.report import Report
+from wattwise.sampling import Sampler, SamplerParams
+from wattwise.stats import Stats
+from wattwise.streaming import AsyncStream, Stream
+from wattwise_devices.errors import BackendError
+from wattwise_runtimes.contracts import Engine
+from wattwise_runtimes.registry import get_backend
+from wattwise_runtimes.text.sources import load_tokenizer
+from wattwise_runtimes.text.template import ChatTemplate, default_template
+from wattwise_runtimes.text.tokenizer import Tokenizer
+
+
+def load(
+    model: str | Path = "builtin",
+    *,
+    budget: Budget | None = None,
+    engine: str = "auto",
+    context: int | None = None,
+    kv_type: str | None = None,
+    threads: int | None = None,
+    on_progress: Callable[[float], bool | None] | None = None,
+) -> Model:
+    """Plan and load a model. Raises BudgetError before anything is loaded if it does not fit.
+
+    model: a .gguf file, an ONNX folder, or "builtin". context in tokens. on_progress gets 0..1 and may return False
+    to stop. The other arguments are as in `wattwise.plan`.
+    """
+    decided = plan(model, budget=budget, engine=engine, context=context, kv_type=kv_type, threads=threads)
+    return load_plan(decided, on_progress)
+
+
+def load_plan(decided: Plan, on_progress: Callable[[float], bool | None] | None = None) -> Model:
+    """Load exactly what a plan says."""
+    began = time.perf_counter()
+    tokenizer = load_tokenizer(decided.artifact.path)
+    engine = get_backend(decided.engine).load(decided.artifact, decided.load_spec(), on_progress)
+    return Model(decided, engine, tokenizer, load_ms=1e3 * (time.perf_counter() - began))
+
+
+def chat_template(tokenizer: Tokenizer) -> tuple[ChatTemplate, bool]:
+    """The model's own chat template, or the plain built-in one; and whether it is its own."""
+    if tokenizer.chat_template is None:
+        return default_template(), False
+    return ChatTemplate.for_tokenizer(tokenizer), True
+
+
+class Model:
+    """A loaded model. One reply at a time; a second caller waits. Close it, or use it as a context manager."""
+
+    def __init__(self, decided: Plan, engine: Engine, tokenizer: Tokenizer, load_ms: float) -> None:
+        self.plan = decided
+        self.tokenizer = tokenizer
+        self.engine = engine
+        self.load_ms = load_ms
+        self._template, self._own_template = chat_template(tokenizer)
+        self._held = HeldPrefix(engine)
+        self._eog_ids = frozenset(engine.spec.eos_ids) | tokenizer.eog_ids
+        self._busy = _OneAtATime()
+
+    def chat(self, messages: str | Sequence[Message], **options: Any) -> Reply:
+        """One reply, complete. Arguments as in `stream`."""
+        return self.stream(messages, **options).run()
+
+    def stream(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        tools: Sequence[Message] | None = None,
+        raw: bool = False,
+        sampler: SamplerParams | None = None,
+        on_end: Callable[[Reply], None] | None = None,
+        **sampling: Any,
+    ) -> Stream:
+        """A reply as it is made; use it in a `with`, whose exit cancels.
+
+        messages: a user's text, or a list of {"role", "content"}. raw: the text is the prompt as it is, no chat
+        template. Sampling by keyword (temperature, top_k, top_p, min_p, seed, ...; see SamplerParams) or as `sampler`.
+        Raises ContextOverflow, with both counts, for a prompt that does not fit; nothing is ever cut.
+        """
+        if sampler is not None and sampling:
+            raise TypeError(f"give sampling settings in sampler= or by keyword, not both: {', '.join(sampling)}")
+        params = sampler if sampler is not None else SamplerParams(**sampling)
+        seed = params.seed if params.seed is not None else secrets.randbits(32)
+        prompt = self.prompt_ids(messages, tools=tools, raw=raw)
+        request = Request(
+            prompt=prompt,
+            sampler=Sampler(params, self.tokenizer, seed=seed, history=prompt),
+            eog_ids=self._eog_ids,
+            max_tokens=max_tokens,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        )
+        stats = Stats(seed=seed, load_ms=self.load_ms, weights_bytes=self.engine.nbytes().weights)
+        generation = Generation(self.engine, self._held, self.tokenizer, request, stats)
+        if not raw and not self._own_template:
+            generation.events.append(TemplateMissing("the model has no chat template; a plain one was used"))
+
+        def ended(reply: Reply) -> None:
+            self._busy.release()
+            if on_end is not None:
+                on_end(reply)
+
+        return Stream(generation, self._busy.acquire, ended, self.plan)
+
+    def astream(self, messages: str | Sequence[Message], **options: Any) -> AsyncStream:
+        """`stream` for asyncio; the same stream behind it."""
+        return AsyncStream(self.stream(messages, **options))
+
+    def conversation(self, system: str | None = None, tools: Sequence[Message] | None = None) -> Conversation:
+        """A conversation over this model; several may take turns."""
+        return Conversation(self, system, tools)
+
+    def prompt_ids(
+        self, messages: str | Sequence[Message], *, tools: Sequence[Message] | None = None, raw: bool = False
+    ) -> list[int]:
+        """The ids that a request starts from, exactly as the engine will read them."""
+        if raw:
+            if not isinstance(messages, str):
+                raise TypeError("raw takes the prompt as one text, not as messages")
+            return self.tokenizer.encode(messages, bos=True)
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        return encode_chat(self._template, self.tokenizer, turns, tools)
+
+    def forget(self) -> None:
+        """Empty the KV cache; the next prompt is read from its beginning."""
+        self._held.clear()
+
+    def report(self) -> Report:
+        """Predicted beside measured, for this process and this moment."""
+        return Report.of(self.plan, self.engine)
+
+    def close(self) -> None:
+        """Give the engine's memory back. Idempotent."""
+        self.engine.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _OneAtATime:
+    """A lock that makes other threads wait but tells the same thread that it would wait for itself."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    def acquire(self) -> None:
+        if self._owner == threading.get_ident() and self._lock.locked():
+            raise BackendError("this model is in the middle of another reply; finish or close that stream first")
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+
+    def release(self) -> None:
+        self._owner = None
+        if self._lock.locked():
+            self._lock.release()

@@ -1,0 +1,68 @@
+"""What one reply cost. Names are those of llama-server's `timings` where it has one. None: not measured, never 0."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from wattwise.units import format_bytes
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counts in tokens, times in milliseconds, sizes in bytes. Kept up to date while a reply streams.
+
+    prompt_n, prompt_ms: prompt tokens computed and how long it took; cache_n: prompt tokens whose rows were reused.
+    predicted_n: tokens generated; predicted_ms: from the end of the prompt to the end of the reply.
+    ttft_ms: from the request to the first token. load_ms: of the model.
+    """
+
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    cache_n: int = 0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+    ttft_ms: float | None = None
+    load_ms: float | None = None
+    kv_tokens: int = 0
+    kv_bytes: int = 0
+    weights_bytes: int = 0
+    mem_peak_bytes: int | None = None
+    prompt_j: float | None = None
+    predicted_j: float | None = None
+    energy_source: str | None = None
+    seed: int | None = None
+
+    @property
+    def prompt_per_second(self) -> float | None:
+        """Prompt tokens computed per second."""
+        return 1e3 * self.prompt_n / self.prompt_ms if self.prompt_n and self.prompt_ms > 0 else None
+
+    @property
+    def predicted_per_second(self) -> float | None:
+        """Decode steps per second. The first token comes out of the prompt's last step, so it is not counted."""
+        steps = self.predicted_n - 1
+        return 1e3 * steps / self.predicted_ms if steps > 0 and self.predicted_ms > 0 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and both rates."""
+        return {
+            **dataclasses.asdict(self),
+            "prompt_per_second": self.prompt_per_second,
+            "predicted_per_second": self.predicted_per_second,
+        }
+
+    def line(self) -> str:
+        """One line for people, e.g. `214 tok · 11.9 tok/s · ttft 0.8 s · kv 0.62 GiB`."""
+        parts = [f"{self.predicted_n} tok"]
+        if self.predicted_per_second is not None:
+            parts.append(f"{self.predicted_per_second:.1f} tok/s")
+        if self.ttft_ms is not None:
+            parts.append(f"ttft {self.ttft_ms / 1e3:.2f} s")
+        parts.append(f"prompt {self.prompt_n}+{self.cache_n} cached")
+        parts.append(f"kv {self.kv_tokens} tok, {format_bytes(self.kv_bytes)}")
+        parts.append(f"peak {format_bytes(self.mem_peak_bytes)}")
+        energy = None if self.prompt_j is None or self.predicted_j is None else self.prompt_j + self.predicted_j
+        parts.append("energy n/a" if energy is None else f"{energy:.1f} J ({self.energy_source})")
+        return " · ".join(parts)
