@@ -8,10 +8,12 @@ rendering, and those stretches alone are encoded as plain text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from wattwise_runtimes.text.template import ChatTemplate
 from wattwise_runtimes.text.tokenizer import Tokenizer
+from wattwise_runtimes.text.vocabulary import CONTROL
 
 _MARK = "\ufdd0"  # a Unicode noncharacter: never part of text that is interchanged
 
@@ -23,8 +25,7 @@ def encode_chat(
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[int]:
     """Ids of the rendered conversation, ready for the assistant's turn. Raises TemplateError."""
-    specials = sorted((t for t in tokenizer.control_texts() if len(t) > 1), key=len, reverse=True)
-    marked, found = _mark(list(messages), specials)
+    marked, found = _mark(list(messages), _control_spellings(tokenizer))
     rendered = template.render(marked, tools=tools, add_generation_prompt=True)
     ids: list[int] = []
     if not found:
@@ -36,6 +37,14 @@ def encode_chat(
     if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
         ids.insert(0, tokenizer.bos_id)
     return ids
+
+
+@lru_cache(maxsize=8)
+def _control_spellings(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """How the vocabulary's control tokens are written, the longest first."""
+    vocabulary = tokenizer.vocabulary
+    texts = (text for text, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True) if kind == CONTROL)
+    return tuple(sorted((text for text in texts if len(text) > 1), key=len, reverse=True))
 
 
 def _mark(value: Any, specials: Sequence[str]) -> tuple[Any, bool]:

@@ -65,7 +65,8 @@ def _numbers(text: str) -> list[int]:
 
 def _markdown(rows: Sequence[dict[str, Any]]) -> str:
     names = "model size params engine device threads kv draft test t/s W_avg J/tok peak_mem read_GB/s"
-    lines = [f"| {' | '.join(name.replace('_', ' ') for name in names.split())} |", "|---|---:|---:|---|---|---:|---|---|---:|---:|---:|---:|---:|---:|"]
+    head = " | ".join(name.replace("_", " ") for name in names.split())
+    lines = [f"| {head} |", "|---|---:|---:|---|---|---:|---|---|---:|---:|---:|---:|---:|---:|"]
     for r in rows:
         energy = "n/a" if r["j_per_token"] is None else f"{r['j_per_token']:.3f}"
         lines.append(
