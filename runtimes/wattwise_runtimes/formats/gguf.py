@@ -106,7 +106,8 @@ def read_gguf(path: str | Path) -> GGUFFile:
     path = Path(path)
     with mapped(path, least_bytes=_LEAST_HEADER) as data:
         first = parse_gguf(data, path)
-    if first.fields.get("split.count", 1) in (0, 1):
+    count = first.fields.get("split.count", 1)
+    if isinstance(count, int) and count in (0, 1):
         return first
     from wattwise_runtimes.formats.gguf_split import join_parts
 

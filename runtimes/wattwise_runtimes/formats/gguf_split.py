@@ -63,6 +63,8 @@ def _open_part(path: Path) -> GGUFFile:
 
 def _check_part(part: GGUFFile, number: int, count: int) -> None:
     for key, expected in (("split.no", number), ("split.count", count)):
-        value = part.fields.get(key)
-        if value != expected or isinstance(value, bool):
+        value, kind = part.fields.get(key), part.field_types.get(key)
+        if kind != "uint16":  # llama.cpp aborts on any other
+            raise CorruptArtifact(part.path, f"type of {key!r}", kind, "uint16")
+        if value != expected:
             raise CorruptArtifact(part.path, repr(key), value, expected)
