@@ -7,7 +7,7 @@ engine wants; `tolerance` is the largest allowed logit error, in standard deviat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,13 @@ Make = Callable[[ModelSpec, Mapping[str, np.ndarray], LoadSpec, Path], Engine]
 
 @dataclass(frozen=True)
 class Row:
-    """One engine: its name, how to make it, its precision, and the module it needs."""
+    """One engine: its name, how to make it, its precision (looser by architecture where it must be), what it needs."""
 
     name: str
     make: Make
     tolerance: float
     needs: str | None = None
+    looser: Mapping[str, float] = field(default_factory=dict)
 
 
 def _reference(spec: ModelSpec, weights: Mapping[str, np.ndarray], load: LoadSpec, folder: Path) -> Engine:
@@ -34,6 +35,17 @@ def _reference(spec: ModelSpec, weights: Mapping[str, np.ndarray], load: LoadSpe
     return ReferenceEngine(spec, weights, load)
 
 
+def _llamacpp(spec: ModelSpec, weights: Mapping[str, np.ndarray], load: LoadSpec, folder: Path) -> Engine:
+    from support.gguf_files import write_tiny_gguf
+    from wattwise_runtimes.contracts import Artifact
+    from wattwise_runtimes.engines.llamacpp import BACKEND
+
+    path = write_tiny_gguf(folder / "model.gguf", spec, weights)
+    return BACKEND.load(Artifact(path=path, format="gguf", spec=spec, weights_bytes=path.stat().st_size), load)
+
+
 ENGINES: list[Row] = [
     Row("reference", _reference, tolerance=1e-5),
+    # ggml looks GELU up in a table of f16 values
+    Row("llamacpp", _llamacpp, tolerance=1e-3, needs="llama_cpp", looser={"gemma2": 2e-3, "gemma3_text": 2e-3}),
 ]

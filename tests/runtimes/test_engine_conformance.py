@@ -7,6 +7,7 @@ chain with exactly the surviving rows), never the engine under test.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from engines_under_test import ENGINES, Row
 
 from support.specs import TINY_SPECS, random_weights
-from wattwise_devices.errors import BackendError, ContextOverflow, CorruptArtifact
+from wattwise_devices.errors import BackendError, ContextOverflow, CorruptArtifact, PlanError
 from wattwise_runtimes.contracts import Batch, Engine, ForwardCancelled, LoadSpec
 from wattwise_runtimes.engines.reference import ReferenceEngine
 
@@ -297,7 +298,8 @@ def test_export_with_holes(engine: Engine, row: Row) -> None:
     engine.kv.clear()
     engine.kv.restore(blob)
     assert engine.kv.positions.tolist() == held
-    assert np.array_equal(engine.forward(Batch(IDS[25:])), want)
+    assert engine.kv.export() == blob, "a restored row is bit-identical"
+    expect(engine.forward(Batch(IDS[25:])), want, row)  # its place in memory, so the order of sums, may differ
 
 
 def test_damaged_or_foreign_rows_are_refused(engine: Engine) -> None:
@@ -347,8 +349,11 @@ def test_every_architecture_equals_the_reference(row: Row, name: str, tmp_path: 
     ids = [int(i) for i in np.random.default_rng(2).integers(3, spec.vocab, 30)]
     load = LoadSpec(context=64, chunk=16, kv_type="f32")
     want = ReferenceEngine(spec, weights, load).forward(Batch(ids, logits="all"))
-    made = row.make(spec, weights, load, tmp_path)
+    try:
+        made = row.make(spec, weights, load, tmp_path)
+    except PlanError as refusal:  # said by name is allowed, computed wrongly is not
+        pytest.skip(f"{row.name} refuses {name}: {refusal}")
     got = made.forward(Batch(ids[:21], logits="all")).copy()
     tail = [made.forward(Batch([i])).copy() for i in ids[21:]]
     made.close()
-    expect(np.concatenate([got, *tail]), want, row)
+    expect(np.concatenate([got, *tail]), want, replace(row, tolerance=row.looser.get(name, row.tolerance)))

@@ -1,0 +1,158 @@
+"""Backend "llamacpp": probes for llama-cpp-python, estimates bytes by a dry run, loads GGUF files."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+from wattwise_devices.errors import BackendError, BackendUnavailable, LoadError, UnsupportedArchitecture
+from wattwise_runtimes.contracts import Artifact, Capability, Ledger, LoadSpec
+from wattwise_runtimes.engines.llamacpp import guards, log, memory, params
+from wattwise_runtimes.engines.llamacpp.abort import AbortFlag
+from wattwise_runtimes.engines.llamacpp.engine import LlamaEngine
+from wattwise_runtimes.engines.llamacpp.evidence import Evidence, read_buffers, read_flash_attention
+from wattwise_runtimes.engines.llamacpp.ggml import devices
+from wattwise_runtimes.engines.llamacpp.kv import LlamaKV, Traits
+from wattwise_runtimes.engines.llamacpp.kv_types import KV_TYPES, kv_type
+from wattwise_runtimes.engines.llamacpp.native import TESTED_VERSION, Native, native
+from wattwise_runtimes.formats.gguf import GGUFFile, read_gguf
+
+Progress = Callable[[float], bool | None]
+_ROPE_NEOX = 2  # llama_rope_type
+
+
+class LlamaBackend:
+    """See `contracts.Backend`."""
+
+    name = "llamacpp"
+
+    def probe(self) -> Capability | None:
+        try:
+            lib = native()
+            notes = [lib.system_info().decode("utf-8", "replace").strip()]
+            if lib.version != TESTED_VERSION:
+                notes.append(f"tested with {TESTED_VERSION}, installed is {lib.version}")
+            return Capability(
+                name=self.name, version=f"llama-cpp-python {lib.version}", formats=("gguf",), kv_types=KV_TYPES,
+                devices=tuple(d.name for d in devices(lib)), notes=tuple(notes),
+            )  # fmt: skip
+        except (BackendUnavailable, AttributeError, OSError):  # missing, or a build that lacks a function
+            return None
+
+    def estimate(self, artifact: Artifact, spec: LoadSpec) -> Ledger:
+        return memory.estimate(artifact, spec)
+
+    def load(self, artifact: Artifact, spec: LoadSpec, on_progress: Progress | None = None) -> LlamaEngine:
+        guards.check(artifact, spec)
+        gguf = read_gguf(artifact.path)  # native code must not open a file that our own reader has not accepted
+        lib = native()
+        log.forget_recent()
+        with contextlib.ExitStack() as undo:
+            capture = undo.enter_context(log.Capture())
+            heap_before = memory.heap_bytes()
+            model = _load_model(lib, artifact, on_progress)
+            free_model = undo.enter_context(_Freed(lib.model_free, model))
+            traits = _traits(lib, model, artifact)
+            flag = AbortFlag(lib.ggml, lib.api.ggml_abort_callback)
+            context_params = params.context_params(lib, artifact.spec, spec)
+            context_params.abort_callback, context_params.abort_callback_data = flag.callback, flag.argument
+            context = lib.context_new(model, context_params)
+            if not context:
+                raise BackendError(f"llama.cpp cannot make a context for {artifact.path}: {log.last_words()}")
+            free_context = undo.enter_context(_Freed(lib.context_free, context))
+            kv = LlamaKV(lib, context, artifact.spec, kv_type(spec.kv_type), spec.context, traits=traits)
+            grown = memory.heap_bytes() - heap_before
+            evidence = _evidence(lib, gguf, artifact, spec, capture.lines, grown - kv.nbytes)
+            engine = LlamaEngine(lib, model, context, artifact.spec, spec, kv=kv, flag=flag, evidence=evidence)
+            free_context.keep()
+            free_model.keep()
+        return engine
+
+
+class _Freed:
+    """A native object that is freed on the way out, unless it is kept."""
+
+    def __init__(self, free: Callable[[int], None], handle: int) -> None:
+        self._free, self._handle = free, handle
+
+    def __enter__(self) -> _Freed:
+        return self
+
+    def keep(self) -> None:
+        """It has an owner now."""
+        self._handle = 0
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle:
+            self._free(self._handle)
+
+
+def _load_model(lib: Native, artifact: Artifact, on_progress: Progress | None) -> int:
+    """The native model handle. The callback runs per tensor, so Ctrl-C is noticed while weights are read."""
+    interrupted: list[BaseException] = []
+    stopped = False
+
+    def progress(done: float, _data: Any) -> bool:
+        nonlocal stopped
+        try:
+            stopped = on_progress is not None and on_progress(min(1.0, done)) is False
+        except BaseException as error:  # must not unwind through native frames; raised again below
+            interrupted.append(error)
+        return not stopped and not interrupted
+
+    model_params = params.model_params(lib)
+    callback = lib.api.llama_progress_callback(progress)
+    model_params.progress_callback = callback
+    model = lib.model_load(str(artifact.path).encode(), model_params)
+    if model and not interrupted and not stopped:
+        return model
+    if model:
+        lib.model_free(model)
+    if interrupted:
+        raise interrupted[0]
+    if stopped:
+        raise LoadError(f"loading {artifact.path} was stopped")
+    raise LoadError(f"llama.cpp cannot load {artifact.path}: {log.last_words()}")
+
+
+def _traits(lib: Native, model: int, artifact: Artifact) -> Traits:
+    """What this engine must know of the native model; refuses kinds of models whose rows cannot be rewound."""
+    spec, path = artifact.spec, artifact.path
+    kinds = {
+        "recurrent": lib.model_is_recurrent, "hybrid": lib.model_is_hybrid, "diffusion": lib.model_is_diffusion,
+        "encoder-decoder": lib.model_has_encoder,
+    }  # fmt: skip
+    for kind, is_kind in kinds.items():
+        if is_kind(model):
+            raise UnsupportedArchitecture(f"{path} is a {kind} model; only decoder-only transformers run here")
+    found = {"vocabulary": lib.vocab_size(lib.model_vocab(model)), "layers": lib.model_layers(model)}
+    expected = {"vocabulary": spec.vocab, "layers": spec.layers}
+    for what, count in expected.items():
+        if found[what] != count:
+            raise LoadError(f"{path}: llama.cpp finds {found[what]} for {what}, the model's description says {count}")
+    has_window = lib.model_window(model) > 0
+    if spec.sliding_window is not None and not has_window and spec.architecture not in guards.NO_WINDOW:
+        raise LoadError(f"{path}: its sliding window of {spec.sliding_window} is not known to llama.cpp")
+    return Traits(neox_rope=lib.model_rope_type(model) == _ROPE_NEOX, two_caches=has_window)
+
+
+def _evidence(
+    lib: Native, gguf: GGUFFile, artifact: Artifact, load: LoadSpec, lines: list[str], grown: int
+) -> Evidence:
+    buffers = read_buffers(lines)
+    large = [*buffers.model.values(), *buffers.compute.values(), *buffers.output.values()]
+    return Evidence(
+        buffers=buffers,
+        flash_attention=read_flash_attention(lines),
+        system_info=lib.system_info().decode("utf-8", "replace").strip(),
+        devices=tuple(f"{d.name}: {d.description}" for d in devices(lib)),
+        library=f"llama-cpp-python {lib.version}",
+        compute_bytes=sum(buffers.compute.values()) + memory.buffers_by_formula(gguf, artifact.spec, load),
+        tables_bytes=max(0, math.floor(grown - sum(large))),
+        process_bytes=memory.measure_runtime_bytes,
+    )
+
+
+BACKEND = LlamaBackend()

@@ -1,0 +1,71 @@
+"""The few ggml functions that llama-cpp-python does not bind: devices with their memory, and the abort test.
+
+Declared here through ctypes on the libraries inside the llama_cpp package. Nothing else in the program calls
+ggml directly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+from wattwise_runtimes.engines.llamacpp.native import Native
+
+_DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel", 4: "meta"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One compute device as ggml lists it. Memory is what the backend reports, 0 where it does not."""
+
+    name: str
+    description: str
+    kind: str
+    free_bytes: int
+    total_bytes: int
+
+
+class TensorBufferOverride(ctypes.Structure):
+    """llama_model_tensor_buft_override: tensors whose name matches go to this buffer type."""
+
+    _fields_ = [("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p)]
+
+
+def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Any:
+    function = library[name]  # a function object of our own: the package's keep their declarations
+    function.restype, function.argtypes = result, list(arguments)
+    return function
+
+
+def devices(native: Native) -> list[Device]:
+    """Every device of every loaded backend, in ggml's order."""
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    lib = native.ggml
+    count = _function(lib, "ggml_backend_dev_count", size)()
+    get = _function(lib, "ggml_backend_dev_get", pointer, size)
+    name = _function(lib, "ggml_backend_dev_name", ctypes.c_char_p, pointer)
+    description = _function(lib, "ggml_backend_dev_description", ctypes.c_char_p, pointer)
+    kind = _function(lib, "ggml_backend_dev_type", ctypes.c_int, pointer)
+    memory = _function(lib, "ggml_backend_dev_memory", None, pointer, ctypes.POINTER(size), ctypes.POINTER(size))
+    found: list[Device] = []
+    for index in range(count):
+        device = get(index)
+        free, total = size(), size()
+        memory(device, ctypes.byref(free), ctypes.byref(total))
+        found.append(
+            Device(
+                name=name(device).decode(),
+                description=description(device).decode(),
+                kind=_DEVICE_KINDS.get(kind(device), "other"),
+                free_bytes=free.value,
+                total_bytes=total.value,
+            )
+        )
+    return found
+
+
+def cpu_buffer_overrides(native: Native) -> ctypes.Array[TensorBufferOverride]:
+    """Overrides that send every tensor where it goes anyway on a CPU, but make the loader name the place."""
+    buffer_type = _function(native.ggml, "ggml_backend_cpu_buffer_type", ctypes.c_void_p)()
+    return (TensorBufferOverride * 2)(TensorBufferOverride(b".*", buffer_type), TensorBufferOverride(None, None))

@@ -1,0 +1,89 @@
+"""Requests that this engine must refuse before native code sees them: they would end the process or be ignored.
+
+Each is a `PlanError` that names the two things that clash and what works instead. Facts of llama.cpp at 0.3.36:
+a quantised V cache exists only with flash attention (so that is on, see `params.flash_attention`), and then
+attention weights do not exist; a K shift with bf16 or some quantised K caches ends the process, and this engine
+never shifts; more sequences than output rows or batch tokens end it too (see `params`).
+"""
+
+from __future__ import annotations
+
+from wattwise_devices.errors import LoadError, PlanError
+from wattwise_runtimes.contracts import Artifact, LoadSpec
+from wattwise_runtimes.engines.llamacpp.kv_types import KV_TYPES, kv_type
+from wattwise_runtimes.spec import ModelSpec
+
+MAX_TREE_LEAVES = 255  # llama.cpp has 256 sequences, one is the text itself
+CELL_PADDING = 256  # llama.cpp rounds the context up to this many cells
+NO_WINDOW = ("llama", "mistral", "qwen2", "qwen3", "phi3")  # architectures that llama.cpp runs without one
+
+
+def check(artifact: Artifact, load: LoadSpec) -> None:
+    """Raise for a request that cannot be honoured."""
+    if artifact.format != "gguf":
+        raise LoadError(f"the llamacpp engine reads GGUF files only, not {artifact.path}; use the onnx engine for it")
+    _check_counts(load)
+    _check_kv_type(artifact.spec, load)
+    _check_positions(artifact.spec, load)
+    if load.attention_scores:
+        raise PlanError(
+            "the llamacpp engine computes attention inside native code and cannot hand out its scores. "
+            "Use the onnx engine, or a policy that reads keys instead.",
+            clash=("attention_scores", "the llamacpp engine"),
+        )
+    if load.tree_leaves and artifact.spec.sliding_window and artifact.spec.architecture not in NO_WINDOW:
+        raise PlanError(
+            f"token trees need one KV cache, but llama.cpp keeps the sliding-window layers of "
+            f"{artifact.spec.architecture} in a second one. Draft chains instead of trees.",
+            clash=("tree_leaves", "sliding-window layers on the llamacpp engine"),
+        )
+
+
+def padded_cells(context: int) -> int:
+    """Cells that llama.cpp allocates for a context of so many tokens."""
+    return -(-context // CELL_PADDING) * CELL_PADDING
+
+
+def _check_counts(load: LoadSpec) -> None:
+    for name in ("context", "chunk", "threads"):
+        if getattr(load, name) < 1:
+            raise PlanError(
+                f"{name} must be at least 1, got {getattr(load, name)}", clash=(name, "the llamacpp engine")
+            )
+    if load.threads_batch is not None and load.threads_batch < 1:
+        raise PlanError(f"threads_batch must be at least 1, got {load.threads_batch}")
+    if not 0 <= load.tree_leaves <= MAX_TREE_LEAVES:
+        raise PlanError(
+            f"tree_leaves is {load.tree_leaves}; llama.cpp has sequences for at most {MAX_TREE_LEAVES} leaves",
+            clash=("tree_leaves", "the llamacpp engine"),
+        )
+
+
+def _check_kv_type(spec: ModelSpec, load: LoadSpec) -> None:
+    if load.kv_type not in KV_TYPES:
+        raise PlanError(
+            f"the llamacpp engine has no KV type {load.kv_type!r}; it has: {', '.join(KV_TYPES)}",
+            clash=("kv_type", "the llamacpp engine"),
+        )
+    block = kv_type(load.kv_type).block
+    if spec.head_dim % block:
+        raise PlanError(
+            f"KV type {load.kv_type} stores blocks of {block} values, but a head of this model has {spec.head_dim}. "
+            "Use f16.",
+            clash=(f"kv_type {load.kv_type}", f"head size {spec.head_dim}"),
+        )
+
+
+def _check_positions(spec: ModelSpec, load: LoadSpec) -> None:
+    if spec.rope is None and load.context > spec.context:
+        raise PlanError(
+            f"this model has learned positions for {spec.context} tokens, a context of {load.context} was asked for",
+            clash=("context", "learned positions"),
+        )
+    window = spec.sliding_window
+    if window is not None and spec.architecture in NO_WINDOW and load.context > window:
+        raise PlanError(
+            f"llama.cpp runs {spec.architecture} without its sliding window of {window} tokens, so results are only "
+            f"right up to there. Ask for a context of at most {window}, or use the onnx engine.",
+            clash=(f"context {load.context}", f"sliding window {window} on the llamacpp engine"),
+        )

@@ -1,0 +1,178 @@
+"""Bytes before anything is loaded: llama.cpp's own dry run, plus the few things it does not say.
+
+A dry run loads the metadata and plans every buffer without allocating it (`no_alloc`). From it come the place of
+every weight (a tied head that is repacked exists twice), the compute buffer, and, as growth of the heap, the
+vocabulary, graph and cell tables. By formula: the KV cache (exact), the output rows, ggml's work buffer. Measured
+once per process in a child: the interpreter with numpy and llama.cpp. The sum is the peak of a process that fills
+its whole context, where every buffer has been touched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import subprocess
+import sys
+
+from wattwise_devices.errors import BackendError, LoadError
+from wattwise_devices.process_memory import resident_memory
+from wattwise_runtimes.contracts import Artifact, Ledger, LoadSpec
+from wattwise_runtimes.engines.llamacpp import guards, log, params
+from wattwise_runtimes.engines.llamacpp.evidence import read_buffers, read_placements
+from wattwise_runtimes.engines.llamacpp.ggml import cpu_buffer_overrides
+from wattwise_runtimes.engines.llamacpp.kv import kv_layout
+from wattwise_runtimes.engines.llamacpp.kv_types import kv_type
+from wattwise_runtimes.engines.llamacpp.native import Native, native
+from wattwise_runtimes.formats.gguf import GGUFFile, read_gguf
+from wattwise_runtimes.formats.gguf_types import TYPE_BY_NAME
+from wattwise_runtimes.spec import ModelSpec
+
+_TENSOR_ALIGNMENT = 32  # of ggml's CPU buffers
+_FLASH_TILE = 64  # query and key rows of one tile of ggml's flash attention
+_K_BLOCK, _K_TILE_BYTES = 256, 512 << 10  # k- and i-quants: scratch of one thread of their tiled product
+_CACHE_LINE = 64
+
+
+def estimate(artifact: Artifact, load: LoadSpec) -> Ledger:
+    """The ledger that loading would lead to; see the module's text."""
+    guards.check(artifact, load)
+    lib, gguf = native(), read_gguf(artifact.path)
+    weights, compute, tables = _dry_run(lib, artifact, gguf, load)
+    return Ledger(
+        weights=weights,
+        kv=kv_bytes(artifact.spec, load),
+        compute=compute + buffers_by_formula(gguf, artifact.spec, load),
+        runtime=measure_runtime_bytes() + tables,
+    )
+
+
+def kv_bytes(spec: ModelSpec, load: LoadSpec) -> int:
+    """Exact size of the KV cache: every layer has the whole context, sliding ones too."""
+    layout = kv_layout(spec, kv_type(load.kv_type), two_caches=False)
+    return guards.padded_cells(load.context) * layout.token_bytes
+
+
+def buffers_by_formula(gguf: GGUFFile, spec: ModelSpec, load: LoadSpec) -> int:
+    """Output rows at their most, and ggml's work buffer."""
+    output = 4 * spec.vocab * params.output_rows(spec, load)
+    return output + work_bytes(gguf, spec, load)
+
+
+def work_bytes(gguf: GGUFFile, spec: ModelSpec, load: LoadSpec) -> int:
+    """ggml's work buffer: the widest activation of a chunk in the type that its weight is multiplied in.
+
+    The same arithmetic as ggml's graph planner, for matrix products and for tiled flash attention.
+    """
+    threads = max(load.threads, load.threads_batch or load.threads)
+    widest = 0.0
+    for tensor in gguf.tensors.values():
+        if len(tensor.shape) != 2:
+            continue
+        head = tensor.name in ("token_embd.weight", "output.weight")
+        rows = params.output_rows(spec, load) if head else params.batch_tokens(load)
+        tiles = threads * _K_TILE_BYTES if TYPE_BY_NAME[tensor.type].block == _K_BLOCK else 0
+        widest = max(widest, rows * tensor.shape[1] * _product_bytes(tensor.type) + tiles)
+    d, tile = spec.head_dim, _FLASH_TILE
+    prefill = 4 * threads * (2 * tile * d + 2 * tile * tile + 2 * tile * d)
+    decode = 4 * (spec.heads * threads * (2 + d) + threads * 3 * d)
+    return math.ceil(max(widest, prefill, decode)) + _CACHE_LINE * threads
+
+
+def _product_bytes(weight_type: str) -> float:
+    """Bytes per activation when multiplied with weights of this type: ggml's own choice of partner types."""
+    if weight_type == "f32":
+        return 0.0
+    if weight_type in ("f16", "bf16"):
+        return 2.0
+    if weight_type in ("q4_1", "q5_1"):
+        return 36 / 32
+    return 292 / 256 if TYPE_BY_NAME[weight_type].block == _K_BLOCK else 34 / 32
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_dry_run(path: str, _stamp: tuple[int, int], spec: ModelSpec, load: LoadSpec) -> tuple[int, int, int]:
+    lib = native()
+    log.forget_recent()
+    overrides = cpu_buffer_overrides(lib)
+    model_params, context = params.model_params(lib), 0
+    model_params.no_alloc = True
+    model_params.tensor_buft_overrides = params.pointer(overrides)
+    before = heap_bytes()
+    with log.Capture() as capture:
+        model = lib.model_load(path.encode(), model_params)
+        if not model:
+            raise LoadError(f"llama.cpp cannot read {path}: {log.last_words()}")
+        try:
+            context = lib.context_new(model, params.context_params(lib, spec, load))
+            if not context:
+                raise BackendError(f"llama.cpp cannot make a context for {path}: {log.last_words()}")
+            grown = heap_bytes() - before
+        finally:
+            if context:
+                lib.context_free(context)
+            lib.model_free(model)
+    buffers = read_buffers(capture.lines)
+    sizes = {t.name: t.nbytes for t in read_gguf(path).tensors.values()}
+    weights = sum(_aligned(sizes[name]) for name, _ in read_placements(capture.lines))
+    return weights, sum(buffers.compute.values()), max(0, grown - sum(buffers.output.values()))
+
+
+def _dry_run(lib: Native, artifact: Artifact, gguf: GGUFFile, load: LoadSpec) -> tuple[int, int, int]:
+    """(weights, compute buffer, tables) in bytes."""
+    stat = artifact.path.stat()
+    return _cached_dry_run(str(artifact.path), (stat.st_mtime_ns, stat.st_size), artifact.spec, load)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _TENSOR_ALIGNMENT) * _TENSOR_ALIGNMENT
+
+
+class _MallocInfo(ctypes.Structure):
+    """struct mallinfo2 of glibc 2.33 and later."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def heap_bytes() -> int:
+    """Bytes that native code has allocated and not freed; where libc cannot say, this process's resident bytes."""
+    info = _mallinfo()
+    if info is None:
+        return resident_memory().resident_bytes or 0
+    values = info()
+    return values.uordblks + values.hblkhd
+
+
+@functools.cache
+def _mallinfo() -> ctypes._CFuncPtr | None:  # type: ignore[name-defined]
+    try:
+        function = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError):
+        return None
+    function.restype, function.argtypes = _MallocInfo, []
+    return function
+
+
+_CHILD = """
+import numpy
+import wattwise_runtimes.engines.llamacpp.backend
+import wattwise_runtimes.engines.llamacpp.engine
+from wattwise_runtimes.engines.llamacpp.native import native
+from wattwise_devices.process_memory import resident_memory
+native()
+print(resident_memory().resident_bytes or 0)
+"""
+
+
+@functools.cache
+def measure_runtime_bytes() -> int:
+    """Resident bytes of a fresh process that has imported this engine and initialised llama.cpp, without a model."""
+    done = subprocess.run([sys.executable, "-c", _CHILD], capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode != 0:
+        raise BackendError(f"measuring the engine's own memory failed: {done.stderr.strip()[-300:]}")
+    return int(done.stdout.split()[-1])

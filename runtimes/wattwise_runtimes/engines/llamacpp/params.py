@@ -1,0 +1,105 @@
+"""From a LoadSpec to llama.cpp's parameter structs: the one place that decides how models and contexts are made.
+
+Weights are read into memory of our own (load mode "none"), never mapped: on most CPUs llama.cpp repacks quantised
+weights into buffers of its own, and a mapped file would then be resident a second time. Read this way, resident
+memory is the tensors once and predictable to the page; the price is that two processes do not share weights.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from wattwise_devices.errors import PlanError
+from wattwise_runtimes.contracts import LoadSpec
+from wattwise_runtimes.engines.llamacpp.guards import padded_cells
+from wattwise_runtimes.engines.llamacpp.kv_types import kv_type
+from wattwise_runtimes.engines.llamacpp.native import Native
+from wattwise_runtimes.spec import ModelSpec
+
+_LOAD_MODE_NONE = 0
+_FLASH_ATTENTION_OFF, _FLASH_ATTENTION_ON = 0, 1
+_OUTPUT_BYTES = 8 << 20  # logits that one chunk may ask for, roughly
+_LEAST_OUTPUT_ROWS, _MOST_OUTPUT_ROWS = 16, 64
+_TREE_TOKENS_PER_LEAF, _LEAST_TREE_TOKENS = 8, 32
+
+
+def chunk_tokens(load: LoadSpec) -> int:
+    """Tokens of one native call: a batch never exceeds the context, or llama.cpp ends the process."""
+    return min(load.chunk, padded_cells(load.context))
+
+
+def tree_tokens(load: LoadSpec) -> int:
+    """Largest tree batch: one native call."""
+    if not load.tree_leaves:
+        return 0
+    most = min(padded_cells(load.context), max(_LEAST_TREE_TOKENS, _TREE_TOKENS_PER_LEAF * load.tree_leaves))
+    return min(most, load.context)
+
+
+def batch_tokens(load: LoadSpec) -> int:
+    """Tokens that the native batch has room for: never fewer than sequences, or llama.cpp ends the process."""
+    return max(chunk_tokens(load), tree_tokens(load), sequences(load))
+
+
+def output_rows(spec: ModelSpec, load: LoadSpec) -> int:
+    """Rows of logits that one native call may produce. More are fetched in smaller chunks, to save memory."""
+    rows = min(_MOST_OUTPUT_ROWS, max(_LEAST_OUTPUT_ROWS, _OUTPUT_BYTES // (4 * spec.vocab)))
+    return max(min(rows, chunk_tokens(load)), tree_tokens(load), sequences(load))
+
+
+def flash_attention(kv_type_name: str) -> bool:
+    """Whether to use flash attention: always, except for f32 keys and values.
+
+    llama.cpp's flash attention computes in f16 (f32 rows are even converted on every call), which moves logits by
+    some 3e-3 of their standard deviation. Whoever asks for f32 asks for exactness, and pays with score buffers.
+    """
+    return kv_type_name != "f32"
+
+
+def sequences(load: LoadSpec) -> int:
+    """The text, and a spare one for restoring rows or one per leaf of a tree."""
+    return 1 + max(1, load.tree_leaves)
+
+
+def model_params(native: Native) -> Any:
+    """llama_model_params for loading all weights into memory."""
+    params = native.api.llama_model_default_params()
+    params.load_mode = _LOAD_MODE_NONE
+    params.use_extra_bufts = True
+    return params
+
+
+def context_params(native: Native, spec: ModelSpec, load: LoadSpec) -> Any:
+    """llama_context_params for this request."""
+    params = native.api.llama_context_default_params()
+    params.n_ctx = load.context
+    params.n_batch = params.n_ubatch = batch_tokens(load)
+    params.n_seq_max = sequences(load)
+    params.n_outputs_max = output_rows(spec, load)
+    params.n_threads = load.threads
+    params.n_threads_batch = load.threads_batch or load.threads
+    params.type_k = params.type_v = kv_type(load.kv_type).number
+    params.flash_attn_type = _FLASH_ATTENTION_ON if flash_attention(load.kv_type) else _FLASH_ATTENTION_OFF
+    params.kv_unified = True
+    params.swa_full = True  # a window-sized cache could not rewind
+    params.no_perf = True
+    _choose_long_rope(params, spec, load)
+    return params
+
+
+def _choose_long_rope(params: Any, spec: ModelSpec, load: LoadSpec) -> None:
+    """LongRoPE's factors depend on the context asked for; llama.cpp would judge by its rounded-up context."""
+    rope = spec.rope
+    if rope is None or rope.scaling != "longrope" or not rope.original_context:
+        return
+    cells = padded_cells(load.context)
+    if load.context <= rope.original_context < cells:
+        params.yarn_orig_ctx = cells
+    if cells > 2**31 - 1:
+        raise PlanError(f"a context of {load.context} tokens is beyond llama.cpp's positions")
+
+
+def pointer(array: ctypes.Array[Any]) -> int:
+    """Address of a ctypes array, for a struct field declared as a bare pointer."""
+    return ctypes.addressof(array)
