@@ -24,7 +24,11 @@ MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 def check_tokenizer_json(path: str | Path) -> dict[str, Any]:
     """The content of a tokenizer.json that is safe to hand to a tokenizer library."""
     path = Path(path)
-    data = read_json(path, MAX_BYTES)
+    return check_tokenizer_data(read_json(path, MAX_BYTES), path)
+
+
+def check_tokenizer_data(data: Any, path: Path) -> dict[str, Any]:
+    """The same for JSON that was read from `path` already."""
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
         raise CorruptArtifact(path, "'model'", type(data).__name__, "an object that describes the tokens")
     model = data["model"]

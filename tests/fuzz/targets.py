@@ -1,0 +1,172 @@
+"""What is fuzzed: for each reader, tiny seed files and the call that must end well or in a typed error."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save
+
+from fuzz.mutate import Mutator
+from fuzz.tiny_gguf import Draft, bpe_vocab, llama_model
+from wattwise_devices.errors import Error
+from wattwise_runtimes.formats.gguf import parse_gguf
+from wattwise_runtimes.formats.gguf_llama import validate_for_llama
+from wattwise_runtimes.formats.json_file import parse_json
+from wattwise_runtimes.formats.onnx_file import parse_onnx
+from wattwise_runtimes.formats.safetensors import parse_safetensors
+from wattwise_runtimes.formats.tokenizer_json import check_tokenizer_data
+
+
+@dataclass
+class Target:
+    """One reader under test. head: how many leading bytes hold the structure (mutations mostly go there)."""
+
+    name: str
+    seeds: list[bytes]
+    run: Callable[[bytes], None]
+    text: bool = False
+    head: int = 4000
+
+
+@dataclass
+class Outcome:
+    """What became of a run. failures: (input, exception) that should not have been."""
+
+    inputs: int = 0
+    accepted: int = 0
+    refused: int = 0
+    slowest_s: float = 0.0
+    grown_bytes: int = 0
+    failures: list[tuple[bytes, BaseException]] = field(default_factory=list)
+
+
+def fuzz(target: Target, rng: random.Random, *, inputs: int | None = None, seconds: float = 0.0) -> Outcome:
+    """Run mutated seeds, a number of them or for a time. CPU time is measured, so a busy machine does not matter."""
+    outcome, mutator = Outcome(), Mutator(target.seeds, rng, text=target.text, head=target.head)
+    for seed in target.seeds:
+        target.run(seed)  # must be accepted, else the fuzzing would test nothing
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    end = time.monotonic() + seconds
+    while outcome.inputs < inputs if inputs is not None else time.monotonic() < end:
+        data = mutator.make()
+        started = time.thread_time()
+        try:
+            target.run(data)
+            outcome.accepted += 1
+        except Error:
+            outcome.refused += 1
+        except Exception as error:
+            outcome.failures.append((data, error))
+        outcome.slowest_s = max(outcome.slowest_s, time.thread_time() - started)
+        outcome.inputs += 1
+    outcome.grown_bytes = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return outcome
+
+
+def targets(folder: Path) -> list[Target]:
+    """All readers with small seeds; `folder` gets the files that they refer to."""
+    return [_gguf(folder), _safetensors(folder), _onnx(folder), _json(folder), _tokenizer(folder)]
+
+
+def _gguf(folder: Path) -> Target:
+    drafts = [llama_model(vocab=16, hidden=32, ffn=32), Draft(fields=dict(bpe_vocab(16)))]
+    drafts[1].fields |= {"general.architecture": ("gpt2", 8), "list": ([1, 2, 3], (9, 5)), "flag": (True, 7)}
+    seeds = [draft.write(folder / f"seed{i}.gguf").read_bytes() for i, draft in enumerate(drafts)]
+
+    def run(data: bytes) -> None:
+        file = parse_gguf(data, folder / "fuzzed.gguf")
+        for tensor in file.tensors.values():  # what a reader would slice
+            if not 0 <= tensor.offset <= tensor.offset + tensor.nbytes <= len(data):
+                raise AssertionError(f"{tensor} outside {len(data)} bytes")
+        if len(file.tensors):
+            validate_for_llama(file)
+
+    return Target("gguf", seeds, run, head=2600)
+
+
+def _safetensors(folder: Path) -> Target:
+    seed = save({"a.weight": np.ones((2, 3), np.float32), "b": np.zeros(5, np.float16), "n": np.arange(2)}, {"k": "v"})
+
+    def run(data: bytes) -> None:
+        file = parse_safetensors(data, folder / "fuzzed.safetensors")
+        for info in file.tensors.values():
+            if not 8 <= info.start <= info.start + info.nbytes <= len(data):
+                raise AssertionError(f"{info} outside {len(data)} bytes")
+
+    return Target("safetensors", [seed], run, text=True)
+
+
+def tiny_onnx(external: Path | None = None) -> bytes:
+    """A two-node ONNX model with a subgraph; with `external`, one weight is put into that file."""
+    inner = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "inner", [], [helper.make_tensor_value_info("y", 1, [None])]
+    )
+    weight = numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(2, 3), "w")
+    typed = helper.make_tensor("t", TensorProto.INT64, [3], [1, 2, 300])
+    if external is not None:
+        external.write_bytes(bytes(64))
+        weight.ClearField("raw_data")
+        weight.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", external.name), ("offset", "8"), ("length", "24")):
+            weight.external_data.add(key=key, value=value)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="m"),
+        helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=inner),
+        helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.ones(2, np.float16))),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value("x", 1, ["n", 2]), value("c", 9, [])], [value("z", 1, ["n", 3])], [weight, typed]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    model.metadata_props.add(key="a", value="b")
+    return model.SerializeToString()
+
+
+def _onnx(folder: Path) -> Target:
+    seeds = [tiny_onnx(), tiny_onnx(folder / "weights.bin")]
+    onnx.checker.check_model(onnx.load_from_string(seeds[0]))
+
+    def run(data: bytes) -> None:
+        model = parse_onnx(data, folder / "fuzzed.onnx")
+        for tensor in model.initializers.values():
+            if tensor.location is not None and not tensor.location.resolve().is_relative_to(folder.resolve()):
+                raise AssertionError(f"{tensor} outside the folder")
+
+    return Target("onnx", seeds, run)
+
+
+def _json(folder: Path) -> Target:
+    value = {"a": [1, 2.5, "x\u00e9", None, True], "b": {"c": [[[]]]}, "big": 2**62, "s": '\\ " \n'}
+    seeds = [json.dumps(value).encode(), json.dumps(value, ensure_ascii=False, indent=1).encode()]
+
+    def run(data: bytes) -> None:
+        json.dumps(parse_json(data, folder / "fuzzed.json"), ensure_ascii=False, allow_nan=False).encode()
+
+    return Target("json", seeds, run, text=True)
+
+
+def _tokenizer(folder: Path) -> Target:
+    value = {
+        "version": "1.0",
+        "added_tokens": [{"id": 4, "content": "<s>", "special": True}],
+        "normalizer": {"type": "Prepend", "prepend": "_"},
+        "padding": {"strategy": {"Fixed": 8}, "pad_to_multiple_of": 4},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "aba": 3}, "merges": ["a b", ["ab", "a"]]},
+    }
+    unigram = {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.5]]}}
+
+    def run(data: bytes) -> None:
+        path = folder / "tokenizer.json"
+        check_tokenizer_data(parse_json(data, path), path)
+
+    return Target("tokenizer", [json.dumps(v).encode() for v in (value, unigram)], run, text=True)
