@@ -290,7 +290,10 @@ class Backend(Protocol):
         ...
 
     def estimate(self, artifact: Artifact, spec: LoadSpec) -> Ledger:
-        """Peak bytes of `load` and a full context afterwards, without loading. `runtime` is left to the planner."""
+        """Peak bytes of `load` and a full context afterwards, without loading.
+
+        `runtime` is what comes on top of a warmed-up process (the engine's tables); the planner measures the rest.
+        """
         ...
 
     def load(

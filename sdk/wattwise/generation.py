@@ -25,13 +25,17 @@ from wattwise_runtimes.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One reply to make. max_tokens None: until the model ends it or the context is full."""
+    """One reply to make. max_tokens None: until the model ends it or the context is full.
+
+    at_start: the reply is a text of its own, not the continuation of one (drops a tokenizer's leading space).
+    """
 
     prompt: Sequence[int]
     sampler: Sampler
     eog_ids: frozenset[int]
     max_tokens: int | None = None
     stop: Sequence[str] = ()
+    at_start: bool = False
 
 
 class Generation:
@@ -39,7 +43,7 @@ class Generation:
 
     def __init__(self, engine: Engine, held: HeldPrefix, tokenizer: Tokenizer, request: Request, stats: Stats) -> None:
         self._engine, self._held, self._request = engine, held, request
-        self._text = TextStream(tokenizer, request.stop)
+        self._text = TextStream(tokenizer, request.stop, at_start=request.at_start)
         self._cancel = threading.Event()
         self._parts: list[str] = []
         self._flushed = False
@@ -107,7 +111,7 @@ class Generation:
             if text:
                 self._parts.append(text)
                 yield Piece(text, stats)
-            if self._text.stopped:
+            if self._text.stopped is not None:
                 self.finish_reason = "stop"
                 break
             if stats.predicted_n >= limit:

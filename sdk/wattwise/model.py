@@ -27,6 +27,8 @@ from wattwise_runtimes.text.sources import load_tokenizer
 from wattwise_runtimes.text.template import ChatTemplate, default_template
 from wattwise_runtimes.text.tokenizer import Tokenizer
 
+_PLAIN_TURN = "\n### "  # how the plain template begins a turn: a model that goes on with the user's part is stopped
+
 
 def load(
     model: str | Path = "builtin",
@@ -57,9 +59,15 @@ def load_plan(decided: Plan, on_progress: Callable[[float], bool | None] | None 
 
 def chat_template(tokenizer: Tokenizer) -> tuple[ChatTemplate, bool]:
     """The model's own chat template, or the plain built-in one; and whether it is its own."""
+    vocabulary = tokenizer.vocabulary
+
+    def text(token: int | None) -> str | None:
+        return None if token is None else vocabulary.tokens[token]
+
     if tokenizer.chat_template is None:
-        return default_template(), False
-    return ChatTemplate.for_tokenizer(tokenizer), True
+        return default_template(text(vocabulary.bos_id), text(vocabulary.eos_id)), False
+    named = {"pad_token": text(vocabulary.pad_id), "unk_token": text(vocabulary.unk_id)}
+    return ChatTemplate(tokenizer.chat_template, text(vocabulary.bos_id), text(vocabulary.eos_id), **named), True
 
 
 class Model:
@@ -102,16 +110,19 @@ class Model:
         params = sampler if sampler is not None else SamplerParams(**sampling)
         seed = params.seed if params.seed is not None else secrets.randbits(32)
         prompt = self.prompt_ids(messages, tools=tools, raw=raw)
+        plain = not raw and not self._own_template
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
         request = Request(
             prompt=prompt,
             sampler=Sampler(params, self.tokenizer, seed=seed, history=prompt),
             eog_ids=self._eog_ids,
             max_tokens=max_tokens,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop=(*stops, _PLAIN_TURN) if plain else stops,
+            at_start=not raw,
         )
         stats = Stats(seed=seed, load_ms=self.load_ms, weights_bytes=self.engine.nbytes().weights)
         generation = Generation(self.engine, self._held, self.tokenizer, request, stats)
-        if not raw and not self._own_template:
+        if plain:
             generation.events.append(TemplateMissing("the model has no chat template; a plain one was used"))
 
         def ended(reply: Reply) -> None:

@@ -16,15 +16,16 @@ from wattwise.budget import Budget
 from wattwise.runtime_cost import runtime_bytes
 from wattwise.store import resolve_model
 from wattwise.units import format_bytes
-from wattwise_devices.errors import MemoryBudgetError, PlanError
+from wattwise_devices.errors import BackendUnavailable, MemoryBudgetError, PlanError
 from wattwise_devices.limits import memory_limits, usable_cpus
 from wattwise_runtimes.artifact import open_artifact
 from wattwise_runtimes.contracts import Artifact, Backend, Capability, Ledger, LoadSpec
-from wattwise_runtimes.registry import available_backends, get_backend
+from wattwise_runtimes.registry import get_backend
 
 DEFAULT_CONTEXT = 4096
 CONTEXT_LADDER = (32768, 16384, 8192, 4096, 2048, 1024, 512, 256)
 CHUNK_LADDER = (512, 128, 32)
+KV_LADDER = ("f16", "q8_0")  # chosen without being asked for; coarser types change replies too much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,10 +155,10 @@ def _choose_engine(
     elif artifact.format == "onnx":
         backend, reasons = get_backend("onnx"), ["an ONNX folder runs on the onnx engine"]
     else:
-        available = available_backends()
-        name = "llamacpp" if "llamacpp" in available else "onnx"
-        backend = get_backend(name)
-        reasons = ["a GGUF file runs on the llamacpp engine"] if name == "llamacpp" else []
+        try:
+            backend, reasons = get_backend("llamacpp"), ["a GGUF file runs on the llamacpp engine"]
+        except BackendUnavailable:
+            backend, reasons = get_backend("onnx"), []
     capability = backend.probe()
     if capability is not None and artifact.format in capability.formats:
         return backend, artifact, reasons
@@ -232,8 +233,11 @@ class _Search:
         return sorted({top, *(c for c in CONTEXT_LADDER if c <= top)}, reverse=True)
 
     def _kv_types(self, wants: Wants) -> list[str]:
-        """The engine's types in its own order, which is from the finest to the coarsest."""
-        return [wants.kv_type] if wants.kv_type is not None else list(self.capability.kv_types)
+        """The types worth trying, the finest first."""
+        if wants.kv_type is not None:
+            return [wants.kv_type]
+        types = self.capability.kv_types
+        return [t for t in KV_LADDER if t in types] or list(types[:1])
 
     def _plan(self, context: int, kv_type: str, chunk: int, runtime: int) -> Plan:
         cpus = usable_cpus()
@@ -251,7 +255,7 @@ class _Search:
             budget_source=self.source,
         )
         ledger = self.backend.estimate(self.artifact, made.load_spec())
-        return dataclasses.replace(made, ledger=dataclasses.replace(ledger, runtime=runtime))
+        return dataclasses.replace(made, ledger=dataclasses.replace(ledger, runtime=runtime + ledger.runtime))
 
     def _fits(self, made: Plan) -> bool:
         return self.allowed_bytes is None or made.ledger.total <= self.allowed_bytes
@@ -260,7 +264,7 @@ class _Search:
         why = []
         if best.context < min(self.artifact.spec.context, DEFAULT_CONTEXT) and self.wants.context is None:
             why.append(f"a longer context than {best.context} does not fit {format_bytes(self.allowed_bytes)}")
-        if best.kv_type != self.capability.kv_types[0] and self.wants.kv_type is None:
+        if best.kv_type != self._kv_types(self.wants)[0]:
             why.append(f"the KV cache is kept in {best.kv_type} so that the context fits")
         if best.chunk < CHUNK_LADDER[0] and best.chunk < best.context and self.wants.chunk is None:
             why.append(f"the prompt is read {best.chunk} tokens at a time to save compute memory")
@@ -277,7 +281,7 @@ class _Search:
         free = dataclasses.replace(self.wants, context=None, kv_type=None, chunk=None)
         instead = next(self._fitting(runtime, free), None)
         smallest = self._plan(self._contexts(free)[-1], self._kv_types(free)[-1], CHUNK_LADDER[-1], runtime)
-        would_fit = []
+        would_fit: list[str] = []
         if instead is not None:
             would_fit.append(
                 f"context {instead.context} with KV in {instead.kv_type} ({format_bytes(instead.ledger.total)})"
