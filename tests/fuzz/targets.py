@@ -16,7 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
 from fuzz.mutate import Mutator
+from fuzz.native_probe import Library
 from fuzz.tiny_gguf import Draft, bpe_vocab, llama_model
+from support.gguf_files import write_tiny_gguf
+from support.specs import TINY_SPECS, random_weights
 from wattwise_devices.errors import Error
 from wattwise_runtimes.formats.gguf import parse_gguf
 from wattwise_runtimes.formats.gguf_llama import validate_for_llama
@@ -91,6 +94,28 @@ def _gguf(folder: Path) -> Target:
             validate_for_llama(file)
 
     return Target("gguf", seeds, run, head=2600)
+
+
+def native_targets(folder: Path) -> list[tuple[Library, str, Target]]:
+    """(library, its module, seeds and our check) for files that a native library opens after our check."""
+    checked = {target.name: target for target in targets(folder)}
+    gguf = checked["gguf"]
+    models = [
+        write_tiny_gguf(folder / f"{name}.gguf", spec, random_weights(spec)).read_bytes()
+        for name, spec in TINY_SPECS.items()
+    ]
+    return [
+        ("llama", "llama_cpp", Target("llama", [gguf.seeds[0], *models], _validate_gguf(folder), head=4000)),
+        ("onnx", "onnxruntime", checked["onnx"]),
+        ("tokenizers", "tokenizers", checked["tokenizer"]),
+    ]
+
+
+def _validate_gguf(folder: Path) -> Callable[[bytes], None]:
+    def run(data: bytes) -> None:
+        validate_for_llama(parse_gguf(data, folder / "fuzzed.gguf"))
+
+    return run
 
 
 def _safetensors(folder: Path) -> Target:

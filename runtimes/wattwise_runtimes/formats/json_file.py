@@ -106,9 +106,9 @@ def _check_structure(data: bytes, path: Path, field: str, max_depth: int, max_va
         raise CorruptArtifact(path, f"{field}: brackets and commas", len(structure), f"at most {max_values}")
     if not len(structure):
         return
-    steps = ((structure == ord("[")) | (structure == ord("{"))).astype(np.int32)
+    steps = ((structure == ord("[")) | (structure == ord("{"))).astype(np.int8)
     steps -= (structure == ord("]")) | (structure == ord("}"))
-    depth = int(np.cumsum(steps).max())
+    depth = int(np.cumsum(steps, dtype=np.int32).max())
     if depth > max_depth:
         raise CorruptArtifact(path, f"{field}: nesting", depth, f"at most {max_depth}")
 
