@@ -1,4 +1,4 @@
-"""Imports point down only: devices <- runtimes <- sdk <- tui, with convert beside the sdk. Walks every import statement."""
+"""Imports point down only: devices <- runtimes <- sdk <- tui, with convert beside the sdk. Walks every import."""
 
 from __future__ import annotations
 

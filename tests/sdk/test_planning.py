@@ -1,4 +1,4 @@
-"""The planner's decisions, on a backend whose costs are simple arithmetic: what fits, what is refused, and with what advice."""
+"""The planner's decisions, on a backend whose costs are simple arithmetic: what fits, what is refused, what advice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a command under a real memory limit: a control group of its own, version 1 or 2. Skips where none can be made."""
+"""Runs a command under a real memory limit: a control group of its own (v1 or v2). Skips where none can be made."""
 
 from __future__ import annotations
 
