@@ -198,7 +198,7 @@ class GuardedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         else:
             name, arguments = "weigh", [inner]
         target = nodes.EnvironmentAttribute(name).set_lineno(node.lineno).set_environment(self)
-        node.__class__ = nodes.Call
+        node.__class__ = nodes.Call  # pyright: ignore[reportAttributeAccessIssue]
         for field in ("nodes", "items", "ctx"):
             attributes.pop(field, None)
         attributes.update(node=target, args=arguments, kwargs=[], dyn_args=None, dyn_kwargs=None)

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from wattwise_devices.errors import TemplateError
+from wattwise_runtimes.text.tokenizer import Tokenizer
 
 MAX_SOURCE_CHARS = 1 << 16  # compiling takes about 15 microseconds per character; real templates have < 20,000
 MAX_DEPTH = 64
@@ -61,6 +62,17 @@ class ChatTemplate:
             self._template = self._environment.guarded_template(source)
         except Exception as error:
             raise _failure("cannot be compiled", error) from None
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: Tokenizer, *, clock: Clock = datetime.now) -> ChatTemplate:
+        """The template that came with a tokenizer, with its special tokens. TemplateError if it brought none."""
+        vocabulary = tokenizer.vocabulary
+        if vocabulary.chat_template is None:
+            raise TemplateError("the model has no chat template; use `default_template` or give one")
+        ids = {"bos_token": vocabulary.bos_id, "eos_token": vocabulary.eos_id, "unk_token": vocabulary.unk_id}
+        ids["pad_token"] = vocabulary.pad_id
+        texts = {name: None if i is None else vocabulary.tokens[i] for name, i in ids.items()}
+        return cls(vocabulary.chat_template, clock=clock, **texts)
 
     def render(
         self,
