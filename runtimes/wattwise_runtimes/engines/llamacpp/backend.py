@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +50,7 @@ class LlamaBackend:
         log.forget_recent()
         with contextlib.ExitStack() as undo:
             capture = undo.enter_context(log.Capture())
-            heap_before = memory.heap_bytes()
+            private_before = memory.private_bytes()
             model = _load_model(lib, artifact, on_progress)
             free_model = undo.enter_context(_Freed(lib.model_free, model))
             traits = _traits(lib, model, artifact)
@@ -63,7 +62,7 @@ class LlamaBackend:
                 raise BackendError(f"llama.cpp cannot make a context for {artifact.path}: {log.last_words()}")
             free_context = undo.enter_context(_Freed(lib.context_free, context))
             kv = LlamaKV(lib, context, artifact.spec, kv_type(spec.kv_type), spec.context, traits=traits)
-            grown = memory.heap_bytes() - heap_before
+            grown = memory.private_bytes() - private_before
             evidence = _evidence(lib, gguf, artifact, spec, capture.lines, grown - kv.nbytes)
             engine = LlamaEngine(lib, model, context, artifact.spec, spec, kv=kv, flag=flag, evidence=evidence)
             free_context.keep()
@@ -142,7 +141,7 @@ def _evidence(
     lib: Native, gguf: GGUFFile, artifact: Artifact, load: LoadSpec, lines: list[str], grown: int
 ) -> Evidence:
     buffers = read_buffers(lines)
-    large = [*buffers.model.values(), *buffers.compute.values(), *buffers.output.values()]
+    touched = [*buffers.model.values(), *buffers.output.values()]  # the compute buffer is not, before it runs
     return Evidence(
         buffers=buffers,
         flash_attention=read_flash_attention(lines),
@@ -150,7 +149,7 @@ def _evidence(
         devices=tuple(f"{d.name}: {d.description}" for d in devices(lib)),
         library=f"llama-cpp-python {lib.version}",
         compute_bytes=sum(buffers.compute.values()) + memory.buffers_by_formula(gguf, artifact.spec, load),
-        tables_bytes=max(0, math.floor(grown - sum(large))),
+        tables_bytes=max(0, grown - sum(touched)),
         process_bytes=memory.measure_runtime_bytes,
     )
 

@@ -59,7 +59,7 @@ class Evidence:
     devices: tuple[str, ...]
     library: str
     compute_bytes: int  # compute and output buffers at their largest, and ggml's work buffer
-    tables_bytes: int  # vocabulary, graphs, cell tables: the growth of the heap beyond the buffers
+    tables_bytes: int  # vocabulary, graphs, cell tables: growth of resident memory beyond the buffers
     process_bytes: Callable[[], int]  # interpreter and libraries before any model; measured on first use
 
     def ledger(self, *, kv_bytes: int) -> Ledger:

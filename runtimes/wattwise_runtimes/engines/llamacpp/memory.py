@@ -1,7 +1,7 @@
 """Bytes before anything is loaded: llama.cpp's own dry run, plus the few things it does not say.
 
 A dry run loads the metadata and plans every buffer without allocating it (`no_alloc`). From it come the place of
-every weight (a tied head that is repacked exists twice), the compute buffer, and, as growth of the heap, the
+every weight (a tied head that is repacked exists twice), the compute buffer, and, as growth of resident memory, the
 vocabulary, graph and cell tables. By formula: the KV cache (exact), the output rows, ggml's work buffer. Measured
 once per process in a child: the interpreter with numpy and llama.cpp. The sum is the peak of a process that fills
 its whole context, where every buffer has been touched.
@@ -14,6 +14,8 @@ import functools
 import math
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 from wattwise_devices.errors import BackendError, LoadError
 from wattwise_devices.process_memory import resident_memory
@@ -98,7 +100,7 @@ def _cached_dry_run(path: str, _stamp: tuple[int, int], spec: ModelSpec, load: L
     model_params, context = params.model_params(lib), 0
     model_params.no_alloc = True
     model_params.tensor_buft_overrides = params.pointer(overrides)
-    before = heap_bytes()
+    before = private_bytes()
     with log.Capture() as capture:
         model = lib.model_load(path.encode(), model_params)
         if not model:
@@ -107,7 +109,7 @@ def _cached_dry_run(path: str, _stamp: tuple[int, int], spec: ModelSpec, load: L
             context = lib.context_new(model, params.context_params(lib, spec, load))
             if not context:
                 raise BackendError(f"llama.cpp cannot make a context for {path}: {log.last_words()}")
-            grown = heap_bytes() - before
+            grown = private_bytes() - before
         finally:
             if context:
                 lib.context_free(context)
@@ -128,34 +130,40 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // _TENSOR_ALIGNMENT) * _TENSOR_ALIGNMENT
 
 
-class _MallocInfo(ctypes.Structure):
-    """struct mallinfo2 of glibc 2.33 and later."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
-        )
-    ]  # fmt: skip
-
-
-def heap_bytes() -> int:
-    """Bytes that native code has allocated and not freed; where libc cannot say, this process's resident bytes."""
-    info = _mallinfo()
-    if info is None:
-        return resident_memory().resident_bytes or 0
-    values = info()
-    return values.uordblks + values.hblkhd
+def private_bytes() -> int:
+    """Resident anonymous bytes of this process, after giving free heap pages back, so that growth means use."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+    memory = resident_memory()
+    return memory.anonymous_bytes or memory.resident_bytes or 0
 
 
 @functools.cache
-def _mallinfo() -> ctypes._CFuncPtr | None:  # type: ignore[name-defined]
+def _malloc_trim() -> Any:
     try:
-        function = ctypes.CDLL(None).mallinfo2
+        return ctypes.CDLL(None).malloc_trim  # glibc's; elsewhere the figure is a little less exact
     except (AttributeError, OSError):
         return None
-    function.restype, function.argtypes = _MallocInfo, []
-    return function
+
+
+def untouched_code_bytes(smaps: Path = Path("/proc/self/smaps")) -> int:
+    """Mapped bytes of llama.cpp's libraries that are not resident yet; 0 where the system does not say."""
+    try:
+        lines = smaps.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return 0
+    missing = 0
+    ours = False
+    for line in lines:
+        words = line.split()
+        if not words[0].endswith(":"):  # the head of a mapping: addresses, permissions, ..., path
+            ours = "/llama_cpp/lib/" in words[-1]
+        elif ours and words[0] == "Size:":
+            missing += int(words[1]) * 1024
+        elif ours and words[0] == "Rss:":
+            missing -= int(words[1]) * 1024
+    return missing
 
 
 _CHILD = """
@@ -164,14 +172,18 @@ import wattwise_runtimes.engines.llamacpp.backend
 import wattwise_runtimes.engines.llamacpp.engine
 from wattwise_runtimes.engines.llamacpp.native import native
 from wattwise_devices.process_memory import resident_memory
+from wattwise_runtimes.engines.llamacpp.memory import untouched_code_bytes
 native()
-print(resident_memory().resident_bytes or 0)
+print((resident_memory().resident_bytes or 0) + untouched_code_bytes())
 """
 
 
 @functools.cache
 def measure_runtime_bytes() -> int:
-    """Resident bytes of a fresh process that has imported this engine and initialised llama.cpp, without a model."""
+    """Resident bytes of a fresh process that has imported this engine and initialised llama.cpp, without a model.
+
+    Includes llama.cpp's code that is mapped but not read yet: a running model reads nearly all that it will.
+    """
     done = subprocess.run([sys.executable, "-c", _CHILD], capture_output=True, text=True, timeout=120, check=False)
     if done.returncode != 0:
         raise BackendError(f"measuring the engine's own memory failed: {done.stderr.strip()[-300:]}")

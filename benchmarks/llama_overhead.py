@@ -1,0 +1,120 @@
+"""What our code adds to llama.cpp's own decode speed: `python benchmarks/llama_overhead.py`.
+
+The base is the barest loop there is in Python: llama_decode on a preallocated batch, llama_get_logits_ith, numpy's
+argmax over a prepared view. Against it, in turns in one process, on equal contexts of one model: `Engine.forward`
+with argmax, and whatever `contenders` is extended by. Bars: greedy at least 0.98, with temperature, top-p and min-p
+at least 0.95.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from support import SIZES, Contender, alternate, common_arguments, model_folder, ratios, write_random_gguf
+from wattwise_devices.bandwidth import read_bandwidth
+from wattwise_runtimes.contracts import Artifact, Batch, LoadSpec
+from wattwise_runtimes.engines.llamacpp import BACKEND
+from wattwise_runtimes.engines.llamacpp.engine import LlamaEngine
+from wattwise_runtimes.engines.llamacpp.native import native
+
+PROMPT = list(range(5, 21))
+
+
+class BareLoop:
+    """llama-cpp-python's low-level functions as the package binds them, on an own context of the same model."""
+
+    def __init__(self, artifact: Artifact, context: int, threads: int) -> None:
+        import llama_cpp.llama_cpp as api
+
+        self._api, self._vocab = api, artifact.spec.vocab
+        model_params = api.llama_model_default_params()
+        model_params.load_mode = 0
+        self._model = api.llama_model_load_from_file(str(artifact.path).encode(), model_params)
+        params = api.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = context, 512, 512
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = 1
+        self._context = api.llama_init_from_model(self._model, params)
+        self._batch = api.llama_batch_init(len(PROMPT), 0, 1)
+        self._memory = api.llama_get_memory(self._context)
+
+    def _decode(self, tokens: list[int], first: int) -> int:
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, first + i, 1, 0
+            batch.seq_id[i][0] = 0
+        batch.logits[len(tokens) - 1] = 1
+        if self._api.llama_decode(self._context, batch) != 0:
+            raise RuntimeError("llama_decode failed")
+        row = self._api.llama_get_logits_ith(self._context, -1)
+        address = ctypes.addressof(row.contents)
+        if address != getattr(self, "_address", None):
+            self._address, self._view = address, np.ctypeslib.as_array(row, shape=(self._vocab,))
+        return int(self._view.argmax())
+
+    def run(self, tokens: int) -> float:
+        """Tokens per second of greedy decoding after the prompt."""
+        self._api.llama_memory_clear(self._memory, False)
+        token = self._decode(PROMPT, 0)
+        started = time.perf_counter()
+        for position in range(len(PROMPT), len(PROMPT) + tokens):
+            token = self._decode([token], position)
+        return tokens / (time.perf_counter() - started)
+
+
+def engine_loop(engine: LlamaEngine, tokens: int) -> float:
+    """Tokens per second of Engine.forward and argmax."""
+    engine.kv.clear()
+    token = int(engine.forward(Batch(PROMPT))[0].argmax())
+    started = time.perf_counter()
+    for _ in range(tokens):
+        token = int(engine.forward(Batch([token]))[0].argmax())
+    return tokens / (time.perf_counter() - started)
+
+
+def contenders(artifact: Artifact, arguments: argparse.Namespace) -> tuple[list[Contender], list[Callable[[], object]]]:
+    """What is measured, the base first; and what to call at the end. Further loops are added here."""
+    native()  # sends llama.cpp's log to Python's logging, for the bare loop too
+    context = len(PROMPT) + arguments.tokens + 16
+    bare = BareLoop(artifact, context, arguments.threads)
+    engine = BACKEND.load(artifact, LoadSpec(context=context, threads=arguments.threads))
+    return [
+        Contender("bare llama_decode", lambda: bare.run(arguments.tokens)),
+        Contender("Engine.forward", lambda: engine_loop(engine, arguments.tokens)),
+    ], [engine.close]
+
+
+def main() -> None:
+    parser = common_arguments(__doc__ or "")
+    arguments = parser.parse_args()
+    with model_folder(arguments.keep) as folder:
+        path = folder / f"random-{arguments.size}-{arguments.quant}.gguf"
+        artifact = write_random_gguf(path, SIZES[arguments.size], arguments.quant)
+        before = read_bandwidth(arguments.threads)
+        entries, cleanup = contenders(artifact, arguments)
+        figures = alternate(entries, arguments.rounds)
+        after = read_bandwidth(arguments.threads)
+        for close in cleanup:
+            close()
+    print(f"{artifact.spec.name} {arguments.quant}, {artifact.weights_bytes / 1e6:.0f} MB, {arguments.threads} threads")
+    print(f"read bandwidth before and after: {before:.1f} and {after:.1f} GB/s")
+    print(f"{'loop':<28}{'tokens/s':>10}{'GB/s':>8}{'ratio':>8}   lowest..highest")
+    for ratio in ratios(figures, entries[0].name):
+        speed = statistics.median(figures[ratio.name])
+        rate = speed * artifact.weights_bytes / 1e9
+        print(f"{ratio.name:<28}{speed:>10.1f}{rate:>8.1f}{ratio.median:>8.3f}   {ratio.low:.3f}..{ratio.high:.3f}")
+
+
+if __name__ == "__main__":
+    main()
