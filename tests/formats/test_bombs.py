@@ -39,7 +39,7 @@ BOMBS = {
     "safetensors-header": ("safetensors", (90_000_000).to_bytes(8, "little") + b"{}"),
     "safetensors-shape": (
         "safetensors",
-        bytes([64, 0, 0, 0, 0, 0, 0, 0]) + b'{"a":{"dtype":"F32","shape":[1073741824],"data_offsets":[0,4]}} ' + bytes(4),
+        b"\x40" + bytes(7) + b'{"a":{"dtype":"F32","shape":[1073741824],"data_offsets":[0,4]}} ' + bytes(4),
     ),
     "json-depth": ("json", b"[" * 100_000),
     "json-digits": ("json", b"1" * 200_000),

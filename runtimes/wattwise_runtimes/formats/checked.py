@@ -53,21 +53,23 @@ def mapped(path: Path, *, least_bytes: int = 1) -> Iterator[Data]:
         view.close()
 
 
-def read_range(path: Path, start: int, length: int, field: str) -> bytes:
+def read_range(path: Path, start: int, length: int, field: str) -> bytearray:
     """Exactly `length` bytes from `start`; CorruptArtifact if the file has become shorter since it was checked."""
+    data = bytearray(length)
+    done = 0
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(start)
-            data = file.read(length)
-            while len(data) < length:  # one read call may return less (Linux stops at 2 GiB)
-                more = file.read(length - len(data))
-                if not more:
+            view = memoryview(data)
+            while done < length:  # one call may read less (Linux stops at 2 GiB)
+                count = file.readinto(view[done:])
+                if not count:
                     break
-                data += more
+                done += count
     except OSError as error:
         raise LoadError(f"{path} cannot be read: {error}.") from error
-    if len(data) != length:
-        raise CorruptArtifact(path, field, f"{len(data)} bytes read", f"{length} bytes from {start}")
+    if done != length:
+        raise CorruptArtifact(path, field, f"{done} bytes read", f"{length} bytes from {start}")
     return data
 
 

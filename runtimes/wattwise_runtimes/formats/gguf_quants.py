@@ -16,6 +16,7 @@ from wattwise_runtimes.formats.gguf_types import TYPE_BY_NAME
 _PLAIN = {
     "f32": "<f4", "f16": "<f2", "f64": "<f8", "i8": "<i1", "i16": "<i2", "i32": "<i4", "i64": "<i8",
 }  # fmt: skip
+_PIECE_ELEMENTS = 1 << 20
 _INTERMEDIATE = ("q8_1", "q8_k")  # activations inside matrix products; no file should hold one
 
 
@@ -64,5 +65,12 @@ def _with_gguf(blocks: np.ndarray, type_name: str) -> np.ndarray:
         )
     from gguf import GGMLQuantizationType, quants
 
-    kind = GGMLQuantizationType(TYPE_BY_NAME[type_name].number)
-    return quants.dequantize(blocks.reshape(1, -1), kind).astype(np.float32, copy=False).reshape(-1)
+    info = TYPE_BY_NAME[type_name]
+    kind = GGMLQuantizationType(info.number)
+    values = np.empty(len(blocks) // info.block_bytes * info.block, np.float32)
+    step = max(1, _PIECE_ELEMENTS // info.block)  # in pieces, since its temporaries are several times the result
+    for first in range(0, len(blocks) // info.block_bytes, step):
+        piece = blocks[first * info.block_bytes : (first + step) * info.block_bytes]
+        decoded = quants.dequantize(piece.reshape(1, -1), kind).reshape(-1)
+        values[first * info.block : first * info.block + decoded.size] = decoded
+    return values

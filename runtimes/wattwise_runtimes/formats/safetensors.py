@@ -66,7 +66,7 @@ class SafetensorsFile:
         return to_float32(self.read_stored(name, start, stop), info.dtype)
 
     def read_stored(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The same rows as they are stored: bf16 as uint16, 8-bit floats as uint8. Read-only."""
+        """The same rows as they are stored: bf16 as uint16, 8-bit floats as uint8."""
         info = self.tensors[name]
         shape = info.shape or (1,)  # a scalar has one row
         stop = shape[0] if stop is None else stop
@@ -81,7 +81,7 @@ class SafetensorsFile:
 
 
 def to_float32(stored: np.ndarray, dtype: str) -> np.ndarray:
-    """Stored values as a new float32 array of the same shape."""
+    """Stored values as a float32 array of the same shape; f32 is given on as it is."""
     if dtype == "bf16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
     if dtype == "f8_e4m3":
@@ -89,7 +89,7 @@ def to_float32(stored: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "f8_e5m2":
         return decode_e5m2(stored)
     with np.errstate(over="ignore", invalid="ignore"):  # f64 beyond float32 becomes infinity
-        return stored.astype(np.float32)
+        return stored.astype(np.float32, copy=False)
 
 
 def open_safetensors(path: str | Path) -> SafetensorsFile:
