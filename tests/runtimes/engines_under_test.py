@@ -44,8 +44,17 @@ def _llamacpp(spec: ModelSpec, weights: Mapping[str, np.ndarray], load: LoadSpec
     return BACKEND.load(Artifact(path=path, format="gguf", spec=spec, weights_bytes=path.stat().st_size), load)
 
 
+def _onnx(spec: ModelSpec, weights: Mapping[str, np.ndarray], load: LoadSpec, folder: Path) -> Engine:
+    from support.onnx_folders import write_onnx_folder
+    from wattwise_runtimes.artifact import open_artifact
+    from wattwise_runtimes.engines.onnx import BACKEND
+
+    return BACKEND.load(open_artifact(write_onnx_folder(folder / "onnx", spec, weights)), load)
+
+
 ENGINES: list[Row] = [
     Row("reference", _reference, tolerance=1e-5),
     # ggml looks GELU up in a table of f16 values
     Row("llamacpp", _llamacpp, tolerance=1e-3, needs="llama_cpp", looser={"gemma2": 2e-3, "gemma3_text": 2e-3}),
+    Row("onnx", _onnx, tolerance=1e-4, needs="onnxruntime"),
 ]
