@@ -92,7 +92,7 @@ class ScriptedEngine:
             if cancelled is not None and cancelled():
                 raise ForwardCancelled(0)
         self._inner.forward(dataclasses.replace(batch, logits="none"), cancelled)
-        if len(batch.tokens) > 1:  # a prompt: the script starts over
+        if self._said == 0 or self.forwards[-1] != [self._script[self._said - 1]]:  # a prompt: start over
             self._said = 0
         logits = np.zeros((1, SPEC.vocab), np.float32)
         logits[0, self._script[min(self._said, len(self._script) - 1)]] = 50.0
