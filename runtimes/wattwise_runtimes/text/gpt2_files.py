@@ -63,7 +63,7 @@ def _merges(path: Path) -> list[str]:
     if size > MAX_BYTES:
         raise CorruptArtifact(path, "file size in bytes", size, f"at most {MAX_BYTES}")
     try:
-        lines = read_range(path, 0, size, "merges").decode("utf-8").split("\n")
+        lines = bytes(read_range(path, 0, size, "merges")).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise CorruptArtifact(path, f"byte {error.start}", error.object[error.start], "UTF-8 text") from None
     merges = []

@@ -133,7 +133,7 @@ def _object(path: Path) -> dict[str, Any]:
     size = regular_file_size(path)
     if size > MAX_CONFIG_BYTES:
         raise CorruptArtifact(path, "file size in bytes", size, f"at most {MAX_CONFIG_BYTES}")
-    data = parse_json(_NO_LIMIT.sub(rb"\g<1>null", read_range(path, 0, size, "JSON text")), path)
+    data = parse_json(_NO_LIMIT.sub(rb"\g<1>null", bytes(read_range(path, 0, size, "JSON text"))), path)
     if not isinstance(data, dict):
         raise CorruptArtifact(path, "JSON value", type(data).__name__, "an object")
     return data
@@ -205,6 +205,6 @@ def _template_file(path: Path) -> str:
     if size > MAX_TEMPLATE_BYTES:
         raise CorruptArtifact(path, "file size in bytes", size, f"at most {MAX_TEMPLATE_BYTES}")
     try:
-        return read_range(path, 0, size, "template").decode("utf-8")
+        return bytes(read_range(path, 0, size, "template")).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CorruptArtifact(path, f"byte {error.start}", error.object[error.start], "UTF-8 text") from None

@@ -24,7 +24,7 @@ def read_tokenizer_bin(path: Path) -> Vocabulary:
     size = regular_file_size(path)
     if size > MAX_BYTES:
         raise CorruptArtifact(path, "file size in bytes", size, f"at most {MAX_BYTES}")
-    pieces = _pieces(read_range(path, 0, size, "tokenizer"), path)
+    pieces = _pieces(bytes(read_range(path, 0, size, "tokenizer")), path)
     if len(pieces) < FIRST_MERGED:
         raise CorruptArtifact(path, "number of tokens", len(pieces), f"at least {FIRST_MERGED}")
     tokens = list(_SPECIAL) + [f"<0x{byte:02X}>" for byte in range(256)]

@@ -66,7 +66,7 @@ def _ranks(path: Path) -> dict[bytes, int]:
     if size > MAX_BYTES:
         raise CorruptArtifact(path, "file size in bytes", size, f"at most {MAX_BYTES}")
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(read_range(path, 0, size, "ranks").split(b"\n"), start=1):
+    for number, line in enumerate(bytes(read_range(path, 0, size, "ranks")).split(b"\n"), start=1):
         parts = line.strip().split(b" ")
         if parts == [b""]:
             continue

@@ -26,7 +26,7 @@ def read_sentencepiece(path: Path) -> Vocabulary:
     size = regular_file_size(path)
     if size > MAX_BYTES:
         raise CorruptArtifact(path, "file size in bytes", size, f"at most {MAX_BYTES}")
-    data = read_range(path, 0, size, "SentencePiece model")
+    data = bytes(read_range(path, 0, size, "SentencePiece model"))
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}

@@ -69,10 +69,18 @@ class ChatTemplate:
         vocabulary = tokenizer.vocabulary
         if vocabulary.chat_template is None:
             raise TemplateError("the model has no chat template; use `default_template` or give one")
-        ids = {"bos_token": vocabulary.bos_id, "eos_token": vocabulary.eos_id, "unk_token": vocabulary.unk_id}
-        ids["pad_token"] = vocabulary.pad_id
-        texts = {name: None if i is None else vocabulary.tokens[i] for name, i in ids.items()}
-        return cls(vocabulary.chat_template, clock=clock, **texts)
+
+        def text(token: int | None) -> str | None:
+            return None if token is None else vocabulary.tokens[token]
+
+        return cls(
+            vocabulary.chat_template,
+            text(vocabulary.bos_id),
+            text(vocabulary.eos_id),
+            clock=clock,
+            unk_token=text(vocabulary.unk_id),
+            pad_token=text(vocabulary.pad_id),
+        )
 
     def render(
         self,

@@ -7,9 +7,11 @@ through the exact bytes of each token. Not here: reading vocabularies from files
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 from wattwise_devices.errors import CorruptArtifact
 from wattwise_runtimes.text.backend import build
@@ -62,40 +64,51 @@ class Tokenizer:
         self._special = frozenset(i for i, kind in enumerate(vocabulary.kinds) if kind in (UNKNOWN, CONTROL))
         self._bytes: dict[int, bytes] = {}
 
-    def encode(self, text: str, *, bos: bool = False, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, bos: bool = False, parse_special: bool = False, continues: bool = False
+    ) -> list[int]:
         """Ids of a text.
 
         bos: put BOS in front if the tokenizer does so. parse_special: `<|im_end|>` in the text is the token.
+        continues: the text goes on after other text, so no space is put in front (SentencePiece).
         """
-        ids = self._encode(text, parse_special)
+        backend = self._continuing if continues else self._backend
+        ids = self._encode(backend, text, parse_special)
         if bos and self.add_bos and self.bos_id is not None:
             ids.insert(0, self.bos_id)
         return ids
 
-    def _encode(self, text: str, parse_special: bool) -> list[int]:
+    def _encode(self, backend: Any, text: str, parse_special: bool) -> list[int]:
         if not text:
             return []
         # Lone surrogates (undecodable bytes of a terminal) have no UTF-8 form.
         clean = text.encode("utf-8", "replace").decode() if not text.isascii() else text
         with self._lock:
-            self._backend.encode_special_tokens = not parse_special
-            encoding = self._backend.encode(clean, add_special_tokens=False)
+            backend.encode_special_tokens = not parse_special
+            encoding = backend.encode(clean, add_special_tokens=False)
         ids = encoding.ids
         if not parse_special and not self._controls.isdisjoint(ids):
             return self._encode_around(clean, encoding)
         return ids
 
-    def _encode_around(self, text: str, encoding: object) -> list[int]:
+    def _encode_around(self, text: str, encoding: Any) -> list[int]:
         """A whole word of the text is the name of a control token (possible with ignore_merges): cut it in two."""
-        for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):  # type: ignore[attr-defined]
-            if token in self._controls:
-                middle = max(start + 1, (start + stop) // 2)
-                if stop - start < 2:
-                    raise CorruptArtifact(
-                        "vocabulary", f"control token {token}", text[start:stop], "several characters"
-                    )
-                return self._encode(text[:middle], False) + self._encode(text[middle:], False)
-        return list(encoding.ids)  # type: ignore[attr-defined]
+        at = next(i for i, token in enumerate(encoding.ids) if token in self._controls)
+        start, stop = encoding.offsets[at]
+        if stop - start < 2:
+            raise CorruptArtifact(
+                "vocabulary", f"control token {encoding.ids[at]}", text[start:stop], "several characters"
+            )
+        middle = (start + stop) // 2
+        before = self._encode(self._backend, text[:middle], False)
+        return before + self._encode(self._continuing, text[middle:], False)
+
+    @cached_property
+    def _continuing(self) -> Any:
+        """A backend that puts no space in front."""
+        if not self.strips_first_space:
+            return self._backend
+        return build(dataclasses.replace(self.vocabulary, add_space_prefix=False))
 
     @cached_property
     def _controls(self) -> frozenset[int]:
