@@ -14,8 +14,8 @@ from wattwise_convert.onnx.graph import Graph
 from wattwise_convert.onnx.lower import Lowering
 from wattwise_convert.onnx.quantize import BLOCKS
 from wattwise_convert.onnx.weights import Storage, Weights
-from wattwise_convert.onnx.whole_folder import atomic_folder
 from wattwise_devices.errors import ConvertError
+from wattwise_runtimes.formats.atomic import atomic_folder
 
 QUANTS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2}
 # 2-bit kernels with int8 activations do not exist for these blocks; they would run 100 times slower.
@@ -49,7 +49,7 @@ def export(
     quant: fp32, fp16 (stored; computed in float32), int8, int4 or int2. block: weights per scale.
     head_bits: of embedding and head; 8 for int2 and int4 unless said otherwise (they cost the most quality).
     zero_points: asymmetric blocks, a little more exact, larger and slower. context: that genai allocates for.
-    on_progress: gets 0..1, may return False to stop.
+    on_progress: gets 0..1, may return False to stop. Raises FileExistsError if the folder is there.
     """
     storage = _storage(quant, block, head_bits, zero_points)
     wanted = checkpoint.spec.context if context is None else context
