@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from wattwise_devices.errors import CorruptArtifact, LoadError
 
 Data = bytes | mmap.mmap
@@ -53,14 +55,19 @@ def mapped(path: Path, *, least_bytes: int = 1) -> Iterator[Data]:
         view.close()
 
 
-def read_range(path: Path, start: int, length: int, field: str) -> bytearray:
+def read_range(path: Path, start: int, length: int, field: str) -> bytes:
     """Exactly `length` bytes from `start`; CorruptArtifact if the file has become shorter since it was checked."""
-    data = bytearray(length)
+    return read_array(path, start, length, field).tobytes()
+
+
+def read_array(path: Path, start: int, length: int, field: str) -> np.ndarray:
+    """The same as a new uint8 array, for large ranges: nothing is copied."""
+    data = np.empty(length, np.uint8)
     done = 0
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(start)
-            view = memoryview(data)
+            view = data.data
             while done < length:  # one call may read less (Linux stops at 2 GiB)
                 count = file.readinto(view[done:])
                 if not count:

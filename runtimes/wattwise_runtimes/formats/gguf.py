@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from wattwise_devices.errors import UnsupportedArchitecture
-from wattwise_runtimes.formats.checked import Cursor, Data, mapped, read_range
+from wattwise_runtimes.formats.checked import Cursor, Data, mapped, read_array
 from wattwise_runtimes.formats.gguf_quants import dequantize
 from wattwise_runtimes.formats.gguf_types import (
     ARRAY,
@@ -88,11 +88,9 @@ class GGUFFile:
         begin = first // kind.block * kind.block  # only a 1-D quantised tensor has rows inside a block
         end = -(-last // kind.block) * kind.block
         offset, length = tensor.offset + kind.nbytes(begin), kind.nbytes(end - begin)
-        data = np.frombuffer(
-            read_range(self.parts[tensor.part], offset, length, f"data of tensor {name!r}"), dtype=np.uint8
-        )
+        data = read_array(self.parts[tensor.part], offset, length, f"data of tensor {name!r}")
         values = dequantize(data, tensor.type)[first - begin : last - begin]
-        return np.require(values, requirements="W").reshape(stop - start, *tensor.shape[1:])
+        return values.reshape(stop - start, *tensor.shape[1:])
 
     def raw(self, name: str) -> np.ndarray:
         """The tensor's bytes as they lie in the file: uint8, mapped, read-only."""

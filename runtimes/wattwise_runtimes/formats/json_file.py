@@ -44,7 +44,7 @@ def read_json(
     size = regular_file_size(path)
     if size > max_bytes:
         raise CorruptArtifact(path, "file size in bytes", size, f"at most {max_bytes}")
-    data = bytes(read_range(path, 0, size, "JSON text"))
+    data = read_range(path, 0, size, "JSON text")
     return parse_json(data, path, max_depth=max_depth, max_values=max_values, duplicate_keys=duplicate_keys)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from wattwise_devices.errors import CorruptArtifact, LoadError, UnsupportedArchitecture
-from wattwise_runtimes.formats.checked import Cursor, Data, mapped, read_range
+from wattwise_runtimes.formats.checked import Cursor, Data, mapped, read_array
 from wattwise_runtimes.formats.float8 import decode_e4m3, decode_e5m2
 from wattwise_runtimes.formats.json_file import parse_json, read_json_object
 
@@ -73,10 +73,10 @@ class SafetensorsFile:
         if not 0 <= start <= stop <= shape[0]:
             raise ValueError(f"rows {start}..{stop} of tensor {name!r}, which has {shape[0]}")
         row_bytes = info.nbytes // shape[0] if shape[0] else 0
-        data = read_range(
+        data = read_array(
             info.path, info.start + start * row_bytes, (stop - start) * row_bytes, f"data of tensor {name!r}"
         )
-        rows = np.frombuffer(data, dtype=_NUMPY[info.dtype])
+        rows = data.view(_NUMPY[info.dtype])
         return rows.reshape(stop - start, *shape[1:]) if info.shape else rows.reshape(())
 
 
