@@ -1,0 +1,78 @@
+"""Vocabulary to GGUF metadata and back, and what is refused on the way in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from text.llama_vocab import write_vocabulary
+from text.tiny import byte_level, spm
+
+from wattwise_devices.errors import CorruptArtifact, UnsupportedArchitecture
+from wattwise_runtimes.text.gguf_vocab import gguf_fields, vocabulary_from_gguf
+from wattwise_runtimes.text.sources import load_vocabulary
+from wattwise_runtimes.text.vocabulary import USER_DEFINED
+
+FULL = spm(
+    chat_template="{{ 1 }}", chat_templates=(("tool_use", "{{ 2 }}"),), eot_id=1, pad_id=0, prefix_rule="first-missing",
+    eog_ids=(1, 7), rstrip_ids=frozenset({2}), lstrip_ids=frozenset({1, 2}), add_eos=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("vocabulary", [FULL, spm(), byte_level(), byte_level("smollm", add_bos=True)])
+def test_round_trip_through_a_file(vocabulary, tmp_path) -> None:
+    assert load_vocabulary(write_vocabulary(vocabulary, tmp_path / "v.gguf")) == vocabulary
+
+
+def test_a_second_end_token_is_told_to_llama_cpp() -> None:
+    assert gguf_fields(spm(eog_ids=(1,)))["tokenizer.ggml.eot_token_id"] == 1
+
+
+def test_padding() -> None:
+    fields = gguf_fields(spm(), size=300)
+    assert len(fields["tokenizer.ggml.tokens"]) == len(fields["tokenizer.ggml.token_type"]) == 300
+    assert fields["tokenizer.ggml.tokens"][-1] == "[PAD299]"
+    assert fields["tokenizer.ggml.token_type"][-1] == 5
+    with pytest.raises(CorruptArtifact, match="embedding"):
+        gguf_fields(spm(), size=100)
+
+
+def test_user_defined_spaces_are_spelled_as_typed() -> None:
+    vocabulary = spm(kinds=(*spm().kinds[:259], USER_DEFINED, *spm().kinds[260:]))
+    assert gguf_fields(vocabulary)["tokenizer.ggml.tokens"][259] == " "
+
+
+P = "tokenizer.ggml."
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({P + "model": "t5"}, UnsupportedArchitecture, "'t5'"),
+        ({P + "model": 7}, CorruptArtifact, "tokenizer.ggml.model is 7"),
+        ({P + "model": None}, CorruptArtifact, "tokenizer.ggml.model is None"),
+        ({P + "tokens": np.arange(3)}, CorruptArtifact, "list of strings"),
+        ({P + "tokens": []}, CorruptArtifact, "list of strings"),
+        ({P + "scores": np.zeros(5, np.float32)}, CorruptArtifact, "length of tokenizer.ggml.scores is 5"),
+        ({P + "scores": None}, CorruptArtifact, "tokenizer.ggml.scores is None"),
+        ({P + "token_type": ["a"]}, CorruptArtifact, "array of numbers"),
+        ({P + "bos_token_id": 100_000}, CorruptArtifact, "bos_token_id is 100000"),
+        ({P + "bos_token_id": True}, CorruptArtifact, "bos_token_id is True"),
+        ({P + "eos_token_id": -1}, CorruptArtifact, "eos_token_id is -1"),
+        ({P + "add_bos_token": 1}, CorruptArtifact, "add_bos_token is 1"),
+        ({"tokenizer.chat_template": 3}, CorruptArtifact, "tokenizer.chat_template"),
+        ({"wattwise.prefix_rule": "never"}, CorruptArtifact, "prefix_rule"),
+        ({"wattwise.eog_ids": [1]}, CorruptArtifact, "array of ids"),
+    ],
+)
+def test_broken_metadata_is_refused(change, error, match) -> None:
+    fields = gguf_fields(spm()) | change
+    fields = {key: value for key, value in fields.items() if value is not None}
+    with pytest.raises(error, match=match):
+        vocabulary_from_gguf(fields, "file.gguf")
+
+
+def test_byte_level_needs_merges() -> None:
+    fields = gguf_fields(byte_level())
+    del fields[P + "merges"]
+    with pytest.raises(CorruptArtifact, match="merges"):
+        vocabulary_from_gguf(fields)
