@@ -67,6 +67,16 @@ def atomic_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Pa
         raise
 
 
+@contextmanager
+def scratch_file(target: str | Path) -> Iterator[Path]:
+    """A path beside `target` for an intermediate file, which is gone when the block ends, whatever happens."""
+    scratch = _begin(Path(target), overwrite=True)
+    try:
+        yield scratch
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def sync_file(path: Path) -> None:
     """Wait until the file's bytes are on the storage."""
     with path.open("rb+") as file:
