@@ -130,7 +130,8 @@ class Config:
     def token_id(self, name: str, vocab: int) -> int | None:
         """One id, or None. Ids outside the vocabulary (older files pad with -1) count as none."""
         value = self.get(name)
-        ids = value if isinstance(value, list) and value else [value]
-        if value is not None and type(ids[0]) is not int:
+        if isinstance(value, list):
+            value = value[0] if value else None
+        if value is not None and type(value) is not int:
             raise self.fail(name, value, "an id")
-        return ids[0] if value is not None and 0 <= ids[0] < vocab else None
+        return value if value is not None and 0 <= value < vocab else None

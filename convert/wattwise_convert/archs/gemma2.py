@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from wattwise_convert.archs._common import Places, gemma_places, layer_types, sizes, window
 from wattwise_convert.archs._config import MAX_POSITIONS, Config
@@ -27,7 +28,7 @@ def spec(config: Config) -> ModelSpec:
     )  # fmt: skip
 
 
-def gemma_activation(config: Config) -> str:
+def gemma_activation(config: Config) -> Literal["silu", "gelu", "gelu_tanh"]:
     """Gemma's `hidden_activation`; the older `hidden_act` says "gelu" and was never obeyed."""
     return config.activation("hidden_activation", "gelu_pytorch_tanh")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from wattwise_convert.checkpoint import Checkpoint, TensorSource
@@ -31,4 +32,7 @@ def open_source(path: Path) -> Checkpoint:
     }
     has_vocabulary = file.fields.get("tokenizer.ggml.model") not in (None, "no_vocab", "none")
     tokenizer = Tokenizer(vocabulary_from_gguf(file.fields, path)) if has_vocabulary else None
+    if tokenizer is not None:  # tokens that end a reply by their name alone
+        ends = dict.fromkeys((*spec.eos_ids, *sorted(tokenizer.eog_ids)))
+        spec = dataclasses.replace(spec, eos_ids=tuple(ends))
     return Checkpoint(spec=spec, tensors=tensors, tokenizer=tokenizer, origin=path, files=file.parts)

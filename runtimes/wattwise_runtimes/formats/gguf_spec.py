@@ -289,11 +289,10 @@ def _reader(file: GGUFFile, spec: ModelSpec, name: str, stored: str, first_row: 
     def read(start: int, stop: int) -> np.ndarray:
         return file.read_rows(stored, start, stop)
 
-    if first_row:
-        return shifted(read, first_row)
+    rows = shifted(read, first_row) if first_row else read
     if spec.architecture in ("llama", "mistral") and (".attn_q." in name or ".attn_k." in name):
-        return reordered(read, half_split_order(spec.head_dim))
-    return read
+        return reordered(rows, half_split_order(spec.head_dim))
+    return rows
 
 
 _FILE_TYPES = {  # general.file_type: llama_ftype of llama.h
