@@ -7,10 +7,10 @@ import random
 import unicodedata
 
 import pytest
+
 from support.data import DATA, needs_data
 from text.llama_vocab import llama_vocabulary, write_vocabulary
 from text.tiny import byte_level, spm
-
 from wattwise_runtimes.text.pretokenizers import PRE_TOKENIZERS
 from wattwise_runtimes.text.sources import load_tokenizer
 from wattwise_runtimes.text.tokenizer import Tokenizer

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from text.llama_vocab import write_vocabulary
 from text.tiny import byte_level, spm
-
 from wattwise_devices.errors import CorruptArtifact, UnsupportedArchitecture
 from wattwise_runtimes.text.gguf_vocab import gguf_fields, vocabulary_from_gguf
 from wattwise_runtimes.text.sources import load_vocabulary

@@ -7,8 +7,8 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text.tiny import SPECIAL, byte_level, spm
 
+from text.tiny import SPECIAL, byte_level, spm
 from wattwise_devices.errors import CorruptArtifact, UnsupportedArchitecture
 from wattwise_runtimes.text.tokenizer import Tokenizer
 from wattwise_runtimes.text.vocabulary import CONTROL, USER_DEFINED, unspell

@@ -6,8 +6,8 @@ import json
 from functools import cache
 
 import pytest
-from support.data import DATA, needs_data
 
+from support.data import DATA, needs_data
 from wattwise_runtimes.text.sources import load_tokenizer
 from wattwise_runtimes.text.tokenizer import Tokenizer
 
