@@ -26,6 +26,7 @@ from models.export import load_weights
 from models.files import write_atomically
 from models.model import Llama, sample
 from models.pack import Packed, open_packed
+from models.train import CHECKPOINT
 
 PROMPTS = (
     "Hi! How are you today?",
@@ -89,6 +90,11 @@ def reply(model: Llama, tokenizer: Tokenizer, prompt: str, *, seed: int, limit: 
     return {"prompt": prompt, "seed": seed, "reply": tokenizer.decode(generated), "ended": ended}
 
 
+def training_effort(run: Path) -> dict[str, float]:
+    state = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
+    return {"tokens": state["tokens"], "seconds": round(state["seconds"], 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="run folder of models.train")
@@ -107,7 +113,12 @@ def main() -> None:
         for name in source_names(options.prepared)
     }
     replies = [reply(model, tokenizer, prompt, seed=seed) for prompt in PROMPTS for seed in SEEDS]
-    result = {"parameters": model.shape.parameters, "held_out": figures, "replies": replies}
+    result = {
+        "parameters": model.shape.parameters,
+        "training": training_effort(options.data),
+        "held_out": figures,
+        "replies": replies,
+    }
     write_atomically(options.out, json.dumps(result, indent=1, ensure_ascii=False).encode("utf-8"))
     print(json.dumps(figures, indent=1))
     for row in replies:
