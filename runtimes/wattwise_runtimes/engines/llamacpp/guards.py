@@ -87,3 +87,12 @@ def _check_positions(spec: ModelSpec, load: LoadSpec) -> None:
             f"right up to there. Ask for a context of at most {window}, or use the onnx engine.",
             clash=(f"context {load.context}", f"sliding window {window} on the llamacpp engine"),
         )
+    rope = spec.rope
+    if rope is not None and rope.scaling == "longrope" and load.context <= rope.original_context:
+        cells = padded_cells(load.context)
+        if cells > rope.original_context:  # llama.cpp would judge by the rounded context and take the long factors
+            raise PlanError(
+                f"llama.cpp rounds a context of {load.context} up to {cells}, beyond the {rope.original_context} tokens "
+                f"up to which this model uses its short RoPE factors. Ask for more than {rope.original_context} tokens.",
+                clash=(f"context {load.context}", f"LongRoPE's original context {rope.original_context}"),
+            )

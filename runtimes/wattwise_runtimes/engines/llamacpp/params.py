@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from wattwise_devices.errors import PlanError
 from wattwise_runtimes.contracts import LoadSpec
 from wattwise_runtimes.engines.llamacpp.guards import padded_cells
 from wattwise_runtimes.engines.llamacpp.kv_types import kv_type
@@ -84,20 +83,7 @@ def context_params(native: Native, spec: ModelSpec, load: LoadSpec) -> Any:
     params.kv_unified = True
     params.swa_full = True  # a window-sized cache could not rewind
     params.no_perf = True
-    _choose_long_rope(params, spec, load)
     return params
-
-
-def _choose_long_rope(params: Any, spec: ModelSpec, load: LoadSpec) -> None:
-    """LongRoPE's factors depend on the context asked for; llama.cpp would judge by its rounded-up context."""
-    rope = spec.rope
-    if rope is None or rope.scaling != "longrope" or not rope.original_context:
-        return
-    cells = padded_cells(load.context)
-    if load.context <= rope.original_context < cells:
-        params.yarn_orig_ctx = cells
-    if cells > 2**31 - 1:
-        raise PlanError(f"a context of {load.context} tokens is beyond llama.cpp's positions")
 
 
 def pointer(array: ctypes.Array[Any]) -> int:
