@@ -92,7 +92,8 @@ class Ledger:
     """Bytes by what holds them. `plan` predicts one, `Engine.nbytes` answers with one; they use the same keys.
 
     weights: parameters as the engine keeps them (repacked copies included). kv: the KV cache at capacity.
-    compute: scratch buffers, logits, I/O buffers. runtime: interpreter, libraries and the engine's own tables.
+    compute: scratch buffers, logits, I/O buffers. runtime: the rest; from an engine its own tables for this model,
+    in a plan also the interpreter and the libraries, which only the planner can measure.
     """
 
     weights: int = 0
@@ -285,8 +286,11 @@ class Backend(Protocol):
         """What it can do here; None if it is not installed. Never raises, loads no model."""
         ...
 
-    def warm_up(self) -> None:
-        """Import and initialise what `load` needs before it opens a model: the planner measures it in a child."""
+    def warm_up(self) -> int:
+        """Import and initialise what `load` needs before it opens a model; the planner measures that in a child.
+
+        Answers with bytes that a run will make resident later although they need no model (library code not read yet).
+        """
         ...
 
     def estimate(self, artifact: Artifact, spec: LoadSpec) -> Ledger:

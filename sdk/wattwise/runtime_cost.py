@@ -36,9 +36,13 @@ def _measure(engine: str, model: Path) -> int:
     command = [sys.executable, "-m", "wattwise.runtime_cost", engine, str(model)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BackendError(f"the {engine} engine did not start within {_TIMEOUT_S} s to measure its memory") from error
+    try:
         return int(json.loads(done.stdout)["resident_bytes"])
-    except (subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"the {engine} engine could not be started to measure what it costs: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise BackendError(f"the {engine} engine could not be started to measure its memory: {last}") from error
 
 
 def _key(engine: str, model: Path) -> str:
@@ -83,11 +87,11 @@ def _child(engine: str, model: Path) -> None:
     from wattwise_runtimes.text.sources import load_tokenizer
 
     backend = get_backend(engine)
-    backend.warm_up()
+    later_bytes = backend.warm_up()
     tokenizer = load_tokenizer(model)
     wattwise.model.chat_template(tokenizer)
     tokenizer.decode(tokenizer.encode("warm"))
-    sys.stdout.write(json.dumps({"resident_bytes": resident_memory().peak_bytes}))
+    sys.stdout.write(json.dumps({"resident_bytes": (resident_memory().peak_bytes or 0) + later_bytes}))
 
 
 if __name__ == "__main__":

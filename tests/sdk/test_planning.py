@@ -28,7 +28,8 @@ class ArithmeticBackend:
     def probe(self) -> Capability:
         return Capability(name=self.name, version="1", formats=("gguf",), kv_types=("f16", "q8_0"))
 
-    def warm_up(self) -> None: ...
+    def warm_up(self) -> int:
+        return 0
 
     def estimate(self, artifact: Artifact, spec: LoadSpec) -> Ledger:
         return Ledger(weights=WEIGHTS, kv=KV_BYTES[spec.kv_type] * spec.context, compute=8192 * spec.chunk)

@@ -40,6 +40,10 @@ class LlamaBackend:
         except (BackendUnavailable, AttributeError, OSError):  # missing, or a build that lacks a function
             return None
 
+    def warm_up(self) -> int:
+        native()
+        return memory.untouched_code_bytes()
+
     def estimate(self, artifact: Artifact, spec: LoadSpec) -> Ledger:
         return memory.estimate(artifact, spec)
 
@@ -150,7 +154,6 @@ def _evidence(
         library=f"llama-cpp-python {lib.version}",
         compute_bytes=sum(buffers.compute.values()) + memory.buffers_by_formula(gguf, artifact.spec, load),
         tables_bytes=max(0, grown - sum(touched)),
-        process_bytes=memory.measure_runtime_bytes,
     )
 
 

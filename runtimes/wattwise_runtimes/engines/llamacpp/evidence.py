@@ -6,7 +6,7 @@ Nothing here is what was asked for. Sizes stand in the native log with two decim
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,6 @@ class Evidence:
     library: str
     compute_bytes: int  # compute and output buffers at their largest, and ggml's work buffer
     tables_bytes: int  # vocabulary, graphs, cell tables: growth of resident memory beyond the buffers
-    process_bytes: Callable[[], int]  # interpreter and libraries before any model; measured on first use
 
     def ledger(self, *, kv_bytes: int) -> Ledger:
         """What the engine holds."""
@@ -68,7 +67,7 @@ class Evidence:
             weights=sum(self.buffers.model.values()),
             kv=kv_bytes,
             compute=self.compute_bytes,
-            runtime=self.process_bytes() + self.tables_bytes,
+            runtime=self.tables_bytes,
         )
 
     def where(self, *, threads: int, threads_batch: int) -> dict[str, Any]:

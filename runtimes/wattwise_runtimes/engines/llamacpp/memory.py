@@ -2,9 +2,8 @@
 
 A dry run loads the metadata and plans every buffer without allocating it (`no_alloc`). From it come the place of
 every weight (a tied head that is repacked exists twice), the compute buffer, and, as growth of resident memory, the
-vocabulary, graph and cell tables. By formula: the KV cache (exact), the output rows, ggml's work buffer. Measured
-once per process in a child: the interpreter with numpy and llama.cpp. The sum is the peak of a process that fills
-its whole context, where every buffer has been touched.
+vocabulary, graph and cell tables. By formula: the KV cache (exact), the output rows, ggml's work buffer. On top of a
+process with llama.cpp in it, the sum is the peak of a run that fills its whole context and touches every buffer.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +42,7 @@ def estimate(artifact: Artifact, load: LoadSpec) -> Ledger:
         weights=weights,
         kv=kv_bytes(artifact.spec, load),
         compute=compute + buffers_by_formula(gguf, artifact.spec, load),
-        runtime=measure_runtime_bytes() + tables,
+        runtime=tables,
     )
 
 
@@ -164,27 +161,3 @@ def untouched_code_bytes(smaps: Path = Path("/proc/self/smaps")) -> int:
         elif ours and words[0] == "Rss:":
             missing -= int(words[1]) * 1024
     return missing
-
-
-_CHILD = """
-import numpy
-import wattwise_runtimes.engines.llamacpp.backend
-import wattwise_runtimes.engines.llamacpp.engine
-from wattwise_runtimes.engines.llamacpp.native import native
-from wattwise_devices.process_memory import resident_memory
-from wattwise_runtimes.engines.llamacpp.memory import untouched_code_bytes
-native()
-print((resident_memory().resident_bytes or 0) + untouched_code_bytes())
-"""
-
-
-@functools.cache
-def measure_runtime_bytes() -> int:
-    """Resident bytes of a fresh process that has imported this engine and initialised llama.cpp, without a model.
-
-    Includes llama.cpp's code that is mapped but not read yet: a running model reads nearly all that it will.
-    """
-    done = subprocess.run([sys.executable, "-c", _CHILD], capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode != 0:
-        raise BackendError(f"measuring the engine's own memory failed: {done.stderr.strip()[-300:]}")
-    return int(done.stdout.split()[-1])

@@ -22,8 +22,9 @@ class ReferenceBackend:
             notes=("for comparison only: slow, and every weight takes 4 bytes",),
         )  # fmt: skip
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> int:
         np.ones((64, 64), np.float32) @ np.ones((64, 64), np.float32)  # starts numpy's thread pool
+        return 0
 
     def estimate(self, artifact: Artifact, spec: LoadSpec) -> Ledger:
         s = artifact.spec
