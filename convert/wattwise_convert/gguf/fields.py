@@ -5,6 +5,7 @@ Keys and types are those that llama.cpp reads; `formats.gguf_llama` checks the w
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from wattwise_convert.gguf.arch import Arch
 from wattwise_runtimes.spec import ModelSpec, RopeSpec
 
 _QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
+_PHI3_TOKENS = {"<s>", "</s>", "<unk>", "<|endoftext|>"}
 
 
 def fields_for(checkpoint: Checkpoint, arch: Arch, file_type: int) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def fields_for(checkpoint: Checkpoint, arch: Arch, file_type: int) -> dict[str, 
     fields: dict[str, Any] = {
         "general.architecture": arch.name,
         "general.type": "model",
-        "general.name": spec.name or checkpoint.origin.stem or "model",
+        "general.name": _name(checkpoint),
         "general.file_type": file_type,
         "general.quantization_version": _QUANTISATION_VERSION,
     }
@@ -30,6 +32,18 @@ def fields_for(checkpoint: Checkpoint, arch: Arch, file_type: int) -> dict[str, 
         fields[f"{arch.name}.{key}"] = value
     fields.update(_tokenizer(checkpoint, arch))
     return fields
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    """The model's name, changed where llama.cpp would fail on it.
+
+    By the name alone (in any case) it takes a model for Phi-3 and then insists on four tokens of that vocabulary.
+    """
+    name = checkpoint.spec.name or checkpoint.origin.stem or "model"
+    tokens = () if checkpoint.tokenizer is None else checkpoint.tokenizer.vocabulary.tokens
+    if not set(tokens) >= _PHI3_TOKENS:
+        name = re.sub(r"(?i)(phi)-?(3)", r"\1 \2", name)
+    return name
 
 
 def _sizes(spec: ModelSpec) -> dict[str, Any]:

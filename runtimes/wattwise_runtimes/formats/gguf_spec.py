@@ -209,7 +209,7 @@ def _factors(file: GGUFFile, name: str, dims: int) -> tuple[float, ...]:
 def _from_factors(base: dict[str, Any], factors: tuple[float, ...], original: int, attention_factor: float) -> RopeSpec:
     """Frequency divisors that hold for any context: Llama 3.1's rule where they fit it, else as they are."""
     stored = np.array(factors, np.float32)
-    for context in (8192, original):  # Llama 3.1 to 3.3 were stretched from 8192
+    for context in (8192, original, *(1 << k for k in range(5, 21))):  # Llama 3.1 to 3.3 were stretched from 8192
         rule = RopeSpec(
             **base, scaling="llama3", factor=float(stored.max()), low_freq_factor=1.0, high_freq_factor=4.0,
             original_context=context, attention_factor=attention_factor,
