@@ -1,4 +1,4 @@
-"""Step 8: the model card, written from the files that the other steps left.
+"""Step 9: the model card, written from the files that the other steps left.
 
     python -m models.card --data RUN --prepared PREPARED --model FILE.gguf --out CARD.md
 

@@ -6,25 +6,15 @@ told in CARD.md beside it, and the recipe lies in the repository's `models/`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from wattwise_devices.errors import LoadError
 
-__all__ = ["BuiltinInfo", "builtin_info", "builtin_model_path"]
+__all__ = ["BUILTIN_NAME", "builtin_card", "builtin_info", "builtin_model_path"]
 
+BUILTIN_NAME = "wattwise-tiny"
 _MODEL, _CARD = "model.gguf", "CARD.md"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuiltinInfo:
-    """What can be said about the built-in model without reading its tensors."""
-
-    name: str
-    path: Path
-    size_bytes: int
-    card: str  # the text of CARD.md, Markdown
 
 
 def builtin_model_path() -> Path:
@@ -32,14 +22,18 @@ def builtin_model_path() -> Path:
     return _existing(_MODEL)
 
 
-def builtin_info() -> BuiltinInfo:
-    path = builtin_model_path()
-    return BuiltinInfo(
-        name="wattwise-tiny",
-        path=path,
-        size_bytes=path.stat().st_size,
-        card=_existing(_CARD).read_text(encoding="utf-8"),
+def builtin_info() -> str:
+    """What a person should know before talking to it, in two short sentences."""
+    size_mb = builtin_model_path().stat().st_size / 1e6
+    return (
+        f"{BUILTIN_NAME} is a toy of 3.9 million parameters ({size_mb:.1f} MB): it makes small talk and tells tiny "
+        "stories, and what it says about the world is invented. For real answers load a bigger model."
     )
+
+
+def builtin_card() -> str:
+    """The model card, Markdown: data, licences, figures, transcripts, limits."""
+    return _existing(_CARD).read_text(encoding="utf-8")
 
 
 def _existing(name: str) -> Path:
