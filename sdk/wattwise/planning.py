@@ -236,8 +236,20 @@ class _Search:
         """The types worth trying, the finest first."""
         if wants.kv_type is not None:
             return [wants.kv_type]
-        types = self.capability.kv_types
-        return [t for t in KV_LADDER if t in types] or list(types[:1])
+        types = [t for t in KV_LADDER if t in self.capability.kv_types] or list(self.capability.kv_types[:1])
+        return types[:1] + [t for t in types[1:] if self._is_possible(t)]
+
+    def _is_possible(self, kv_type: str) -> bool:
+        """Whether this model can have its KV cache in this type (block sizes, head sizes)."""
+        least = LoadSpec(context=self._smallest_context(), chunk=CHUNK_LADDER[-1], kv_type=kv_type)
+        try:
+            self.backend.estimate(self.artifact, least)
+        except PlanError:
+            return False
+        return True
+
+    def _smallest_context(self) -> int:
+        return min(self.artifact.spec.context, CONTEXT_LADDER[-1])
 
     def _plan(self, context: int, kv_type: str, chunk: int, runtime: int) -> Plan:
         cpus = usable_cpus()

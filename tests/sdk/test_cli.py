@@ -96,12 +96,12 @@ def test_plan_and_its_exit_code_over_budget(model: Path, capsys: pytest.CaptureF
         (["run", "MODEL", "x", "--temperature", "-1"], 2, "temperature"),
         (["run", "MODEL", "x", "--context", "999999"], 2, "context"),
         (["run", "MODEL", "x", "--kv", "nonesuch"], 2, "nonesuch"),
-        (["run", "MODEL", "y" * 700], 1, "700"),
+        (["run", "MODEL", "y" * 700], 1, "719"),
         (["run", "a", "b", "c"], 2, "quotes"),
         (["plan", "MODEL", "--memory", "lots"], 2, "lots"),
         (["inspect", "absent.gguf"], 1, "absent.gguf"),
         (["convert", "absent", "out.gguf"], 1, "absent"),
-        (["bench", "MODEL", "-p", "600", "-r", "1"], 2, "600"),
+        (["bench", "MODEL", "-p", "600", "-r", "1"], 2, "601"),
     ],
 )  # fmt: skip
 def test_failures_have_codes_and_words(

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from wattwise import __version__
-from wattwise_devices.errors import BudgetError, Error, PlanError
+from wattwise_devices.errors import BudgetError, ConvertError, Error, PlanError
 
 COMMANDS = ("run", "chat", "convert", "inspect", "plan", "bench", "eval")
 EXIT_FAILED, EXIT_USAGE, EXIT_BUDGET, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BudgetError as error:
         return _fail(options, error, EXIT_BUDGET)
     except (PlanError, TypeError, ValueError) as error:
-        if isinstance(error, Error) and not isinstance(error, PlanError):
+        if isinstance(error, Error) and not isinstance(error, (PlanError, ConvertError)):
             return _fail(options, error, EXIT_FAILED)
         return _fail(options, error, EXIT_USAGE)
     except (Error, OSError, MemoryError) as error:
