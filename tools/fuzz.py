@@ -21,7 +21,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests")]
 
-from fuzz.mutate import Mutator  # noqa: E402
 from fuzz.native_probe import Library, NativeProbe  # noqa: E402
 from fuzz.targets import Target, fuzz, native_targets, targets  # noqa: E402
 from wattwise_devices.errors import Error  # noqa: E402
@@ -41,7 +40,7 @@ def main() -> int:
         natives = [
             (library, target)
             for library, module, target in native_targets(folder)
-            if importlib.util.find_spec(module) and (not args.only or library in args.only)
+            if importlib.util.find_spec(module) and (not args.only or target.name in args.only)
         ]
         seconds = 60 * args.minutes / max(1, len(readers) + 3 * len(natives))  # natives are slower per input
         for target in readers:
@@ -56,7 +55,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, help="random if not given; printed")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="gguf safetensors onnx json tokenizer llama ...")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="gguf safetensors onnx json tokenizer llama llama-fields ..."
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "fuzz-findings")
     return parser.parse_args()
 
@@ -76,13 +77,13 @@ def _fuzz_reader(target: Target, rng: random.Random, seconds: float, out: Path) 
 
 def _fuzz_native(library: Library, target: Target, rng: random.Random, seconds: float, folder: Path, out: Path) -> int:
     """Mutated files that our own check accepts, opened by the library in a child."""
-    mutator = Mutator(target.seeds, rng, text=target.text, head=target.head)
+    make = target.inputs(rng)
     made, ends, findings = 0, dict[str, int](), 0
     end = time.monotonic() + seconds
     path = folder / f"native-{library}"
     with NativeProbe(library) as probe:
         while time.monotonic() < end:
-            data = mutator.make()
+            data = make()
             made += 1
             try:
                 target.run(data)
@@ -93,8 +94,8 @@ def _fuzz_native(library: Library, target: Target, rng: random.Random, seconds: 
             ends[result] = ends.get(result, 0) + 1
             if result not in ("ok", "refused"):
                 findings += 1
-                _save(out, f"{library}-{result.replace(' ', '-')}-{findings}", data)
-    print(f"{library:12} {made:9,} inputs, {sum(ends.values()):,} accepted; the library: {ends}", flush=True)
+                _save(out, f"{target.name}-{result.replace(' ', '-')}-{findings}", data)
+    print(f"{target.name:12} {made:9,} inputs, {sum(ends.values()):,} accepted; the library: {ends}", flush=True)
     return findings
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from fuzz.drafts import draft_of
 from fuzz.native_probe import NativeProbe
 from fuzz.tiny_gguf import BOOL, F32, I32, KIND, STR, U32, Draft, bpe_vocab, llama_model
 from support.data import DATA, needs_data
@@ -161,6 +162,17 @@ def small_vocabularies() -> dict[str, Draft]:
         del bpe.fields[key]
     bpe.fields |= bpe_vocab(64)
     return {"spm": llama_model(), "bpe": bpe}
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text"])
+@pytest.mark.parametrize(("value", "kind"), [(1, U32), ([False] * 3, (KIND.ARRAY, BOOL))])
+def test_a_window_without_a_sliding_layer(tmp_path: Path, name: str, value: Any, kind: Any) -> None:
+    """llama.cpp asserts that some layer slides (found by fuzzing)."""
+    draft = draft_of(write_tiny_gguf(tmp_path / "x.gguf", TINY_SPECS[name], random_weights(TINY_SPECS[name])))
+    key = f"{draft.fields['general.architecture'][0]}.attention.sliding_window_pattern"
+    path = draft.set(key, value, kind).write(tmp_path / "y.gguf")
+    with pytest.raises(CorruptArtifact, match="sliding_window_pattern"):
+        validate_for_llama(read_gguf(path))
 
 
 @pytest.mark.parametrize("kind", ["spm", "bpe"])

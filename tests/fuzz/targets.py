@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import resource
+import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
+from fuzz.drafts import draft_of, mutate_draft
 from fuzz.mutate import Mutator
 from fuzz.native_probe import Library
 from fuzz.tiny_gguf import Draft, bpe_vocab, llama_model
@@ -38,6 +41,13 @@ class Target:
     run: Callable[[bytes], None]
     text: bool = False
     head: int = 4000
+    make: Callable[[random.Random], bytes] | None = None  # another source of inputs than byte mutations
+
+    def inputs(self, rng: random.Random) -> Callable[[], bytes]:
+        """A function that gives one input after the other."""
+        if self.make is not None:
+            return lambda make=self.make: make(rng)
+        return Mutator(self.seeds, rng, text=self.text, head=self.head).make
 
 
 @dataclass
@@ -54,13 +64,13 @@ class Outcome:
 
 def fuzz(target: Target, rng: random.Random, *, inputs: int | None = None, seconds: float = 0.0) -> Outcome:
     """Run mutated seeds, a number of them or for a time. CPU time is measured, so a busy machine does not matter."""
-    outcome, mutator = Outcome(), Mutator(target.seeds, rng, text=target.text, head=target.head)
+    outcome, make = Outcome(), target.inputs(rng)
     for seed in target.seeds:
         target.run(seed)  # must be accepted, else the fuzzing would test nothing
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     end = time.monotonic() + seconds
     while outcome.inputs < inputs if inputs is not None else time.monotonic() < end:
-        data = mutator.make()
+        data = make()
         started = time.thread_time()
         try:
             target.run(data)
@@ -99,16 +109,36 @@ def _gguf(folder: Path) -> Target:
 def native_targets(folder: Path) -> list[tuple[Library, str, Target]]:
     """(library, its module, seeds and our check) for files that a native library opens after our check."""
     checked = {target.name: target for target in targets(folder)}
-    gguf = checked["gguf"]
-    models = [
-        write_tiny_gguf(folder / f"{name}.gguf", spec, random_weights(spec)).read_bytes()
-        for name, spec in TINY_SPECS.items()
-    ]
+    paths = [folder / "seed0.gguf"]
+    for name, spec in TINY_SPECS.items():
+        paths.append(write_tiny_gguf(folder / f"{name}.gguf", spec, random_weights(spec)))
+    run = _validate_gguf(folder)
     return [
-        ("llama", "llama_cpp", Target("llama", [gguf.seeds[0], *models], _validate_gguf(folder), head=4000)),
-        ("onnx", "onnxruntime", checked["onnx"]),
-        ("tokenizers", "tokenizers", checked["tokenizer"]),
+        ("llama", "llama_cpp", Target("llama", [path.read_bytes() for path in paths], run)),
+        ("llama", "llama_cpp", Target("llama-fields", [], run, make=_changed_models(folder, paths))),
+        ("onnx", "onnxruntime", replace(checked["onnx"], name="onnxruntime")),
+        ("tokenizers", "tokenizers", replace(checked["tokenizer"], name="tokenizers")),
     ]
+
+
+def _changed_models(folder: Path, paths: list[Path]) -> Callable[[random.Random], bytes]:
+    """Models with other fields and tensors: sound files whose meaning is wrong."""
+    drafts = [draft_of(path) for path in paths]
+    drafts.append(copy.deepcopy(drafts[0]))
+    for key in [key for key in drafts[-1].fields if key.startswith("tokenizer.")]:
+        del drafts[-1].fields[key]
+    drafts[-1].fields |= bpe_vocab(16)
+
+    def make(rng: random.Random) -> bytes:
+        draft = rng.choice(drafts)
+        while True:
+            try:
+                changed = mutate_draft(Draft(dict(draft.fields), dict(draft.tensors)), rng)
+                return changed.write(folder / "changed.gguf").read_bytes()
+            except (ValueError, TypeError, struct.error):  # the writer cannot write it; take another
+                continue
+
+    return make
 
 
 def _validate_gguf(folder: Path) -> Callable[[bytes], None]:

@@ -130,15 +130,20 @@ def _check_keys(file: GGUFFile, arch: str) -> None:
 
 
 def _check_pattern(file: GGUFFile, key: str, value: Any) -> None:
-    """One period for all layers, or a flag per layer."""
-    kind, layers = file.field_types[key], file.fields.get(key.split(".")[0] + ".block_count")
+    """One period for all layers, or a flag per layer. With a window, at least one layer must slide."""
+    arch = key.split(".")[0]
+    kind, layers = file.field_types[key], file.fields.get(f"{arch}.block_count")
+    slides = arch == "gemma2" or file.fields.get(f"{arch}.attention.sliding_window", 0) != 0
     if kind == "uint32":
-        if not 1 <= value <= MAX_LAYERS:
-            raise CorruptArtifact(file.path, repr(key), value, f"1 to {MAX_LAYERS}")
+        least = 2 if slides else 1
+        if not least <= value <= MAX_LAYERS:
+            raise CorruptArtifact(file.path, repr(key), value, f"{least} to {MAX_LAYERS}")
     elif kind not in ("array[bool]", "array[uint32]", "array[int32]"):
         raise CorruptArtifact(file.path, f"type of {key!r}", kind, "uint32 or an array of flags")
     elif len(value) != layers or not np.isin(value, (0, 1)).all():
         raise CorruptArtifact(file.path, repr(key), value.tolist()[:8], f"{layers} flags, one per layer")
+    elif slides and not value.any():
+        raise CorruptArtifact(file.path, repr(key), value.tolist()[:8], "at least one sliding layer")
 
 
 def _sizes(file: GGUFFile, arch: str, tokens: int) -> Sizes:
