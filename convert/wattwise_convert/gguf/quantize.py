@@ -46,9 +46,10 @@ def _q8_0(x: np.ndarray) -> np.ndarray:
     x = x.reshape(-1, BLOCK)
     scale = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
     scaled = x * _inverse(scale)
-    codes = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))  # C's roundf: halves away from zero
-    # just below a half the sum above may round up to the next integer; roundf does not
-    codes -= np.where(np.abs(codes - scaled) > 0.5, np.copysign(np.float32(1), scaled), np.float32(0))
+    codes = np.rint(scaled)  # halves to even; C's roundf takes them away from zero
+    halves = np.abs(scaled - codes) == 0.5  # the difference is exact
+    if halves.any():
+        codes[halves] = scaled[halves] + np.copysign(np.float32(0.5), scaled[halves])
     return _join(_half(scale), codes.astype(np.int8).view(np.uint8))
 
 
