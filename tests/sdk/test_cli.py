@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from support.chat_model import SPEC, byte_tokenizer
 from support.specs import random_weights
-
 from wattwise.cli import COMMANDS, main
 from wattwise_convert import gguf
 from wattwise_convert.checkpoint import Checkpoint, TensorSource
@@ -186,3 +186,19 @@ def test_chat_over_pipes(model: Path, capsys: pytest.CaptureFixture[str], monkey
     assert code == 0
     for expected in ("4 tok", "took back: Hello", "there is no /nonesuch", "/regen", "memory predicted"):
         assert expected in out
+
+
+def test_fit_takes_the_finest_type_that_fits(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {}
+    for quant in ("f16", "q8_0", "q4_0"):
+        sizes[quant] = run_json(capsys, "convert", model, tmp_path / f"{quant}.gguf", "--quant", quant)["bytes"]
+    assert sizes["f16"] > sizes["q8_0"] > sizes["q4_0"]
+    for i, (quant, size) in enumerate(sizes.items()):
+        code, out, err = run(capsys, "convert", model, tmp_path / f"fit{i}.gguf", "--fit", size)
+        assert code == 0, err
+        assert out.endswith(f" as {quant}\n")
+        assert (tmp_path / f"fit{i}.gguf").stat().st_size <= size
+    code, _, err = run(capsys, "convert", model, tmp_path / "no.gguf", "--fit", sizes["q4_0"] // 3)
+    assert code == 2 and "does not fit" in err
+    assert not (tmp_path / "no.gguf").exists()
+    assert run(capsys, "convert", model, tmp_path / "x.gguf", "--fit", "1MB", "--quant", "f16")[0] == 2
