@@ -85,7 +85,7 @@ def make_hf_folder(arch_key: str, folder: Path, seed: int = 0, **changes: Any) -
     _draw(model, torch.Generator().manual_seed(seed))
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
-    _write_tokenizer(folder, config.vocab_size)
+    write_tokenizer(folder, config.vocab_size)
     return folder
 
 
@@ -130,7 +130,7 @@ def _draw(model: Any, generator: Any) -> None:
                 weight.mul_(2)
 
 
-def _write_tokenizer(folder: Path, size: int) -> None:
+def write_tokenizer(folder: Path, size: int) -> None:
     """A byte-level BPE: 256 bytes, <s> and </s>, then merges until `size` tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
