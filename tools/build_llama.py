@@ -104,6 +104,7 @@ def ensure(python: str, jobs: int) -> str:
         raise BuildError(f"no {missing} was found, so it cannot be built (on Debian: apt-get install g++)")
     started = time.monotonic()
     wheel = build(python, cache, recipe, jobs)
+    print("installing it")
     install(python, wheel)
     if not works(python):
         shutil.rmtree(wheel.parent, ignore_errors=True)

@@ -89,10 +89,10 @@ def _check_positions(spec: ModelSpec, load: LoadSpec) -> None:
         )
     rope = spec.rope
     if rope is not None and rope.scaling == "longrope" and load.context <= rope.original_context:
-        cells = padded_cells(load.context)
-        if cells > rope.original_context:  # llama.cpp would judge by the rounded context and take the long factors
+        cells, original = padded_cells(load.context), rope.original_context
+        if cells > original:  # llama.cpp would judge by the rounded context and take the long factors
             raise PlanError(
-                f"llama.cpp rounds a context of {load.context} up to {cells}, beyond the {rope.original_context} tokens "
-                f"up to which this model uses its short RoPE factors. Ask for more than {rope.original_context} tokens.",
-                clash=(f"context {load.context}", f"LongRoPE's original context {rope.original_context}"),
+                f"llama.cpp rounds a context of {load.context} up to {cells}, but this model's short RoPE factors "
+                f"end at {original} tokens. Ask for a context of more than {original} tokens.",
+                clash=(f"context {load.context}", f"LongRoPE's original context {original}"),
             )
