@@ -9,5 +9,7 @@ import pytest
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("WATTWISE_HOME", str(home))
+    # Two workers on two cores: engines that spin while they wait for a second thread would crawl.
+    monkeypatch.setenv("WATTWISE_THREADS", "1")
     for name in ("WATTWISE_MEMORY", "WATTWISE_ENGINE", "WATTWISE_MODEL"):
         monkeypatch.delenv(name, raising=False)

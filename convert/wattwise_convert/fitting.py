@@ -1,8 +1,8 @@
 """`convert --fit SIZE`: the finest weight type whose file is no larger than a size.
 
 A bigger model at fewer bits beats a smaller one at more (Train Large, Then Compress, arXiv:2002.11794), but below four
-bits quality falls off, so such a choice is noted. Sizes are predicted to skip what is hopeless, and the finished file is
-measured: what is handed over fits.
+bits quality falls off, so such a choice is noted. Sizes are predicted to skip what is hopeless, and the finished file
+is measured: what is handed over fits.
 """
 
 from __future__ import annotations

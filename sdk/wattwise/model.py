@@ -66,8 +66,14 @@ def chat_template(tokenizer: Tokenizer) -> tuple[ChatTemplate, bool]:
 
     if tokenizer.chat_template is None:
         return default_template(text(vocabulary.bos_id), text(vocabulary.eos_id)), False
-    named = {"pad_token": text(vocabulary.pad_id), "unk_token": text(vocabulary.unk_id)}
-    return ChatTemplate(tokenizer.chat_template, text(vocabulary.bos_id), text(vocabulary.eos_id), **named), True
+    template = ChatTemplate(
+        tokenizer.chat_template,
+        text(vocabulary.bos_id),
+        text(vocabulary.eos_id),
+        pad_token=text(vocabulary.pad_id),
+        unk_token=text(vocabulary.unk_id),
+    )
+    return template, True
 
 
 class Model:

@@ -7,6 +7,7 @@ budget. Its estimates come from the engines (`Backend.estimate`); the runtime's 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +122,11 @@ def plan(
 ) -> Plan:
     """Decide how to run a model inside a budget, loading nothing.
 
-    model: a path, or "builtin". Raises MemoryBudgetError (with what would fit), PlanError for requests that clash,
+    model: a path, or "builtin". threads: by default WATTWISE_THREADS, else every usable CPU. Raises MemoryBudgetError (with what would fit), PlanError for requests that clash,
     LoadError for a model that cannot be opened.
     """
+    if threads is None:
+        threads = _threads_from_environment()
     wants = Wants(engine=engine, context=context, kv_type=kv_type, chunk=chunk, threads=threads)
     path = resolve_model(model)
     backend, artifact, reasons = _choose_engine(open_artifact(path), wants, on_progress)
@@ -134,6 +137,15 @@ def plan(
     allowed, source = _allowed(budget)
     search = _Search(str(model), backend, artifact, capability, wants, allowed, source)
     return search.run(reasons)
+
+
+def _threads_from_environment() -> int | None:
+    text = os.environ.get("WATTWISE_THREADS")
+    if not text:
+        return None
+    if not text.isdigit():
+        raise PlanError(f"WATTWISE_THREADS is {text!r}; it must be a count of threads, such as 4")
+    return int(text)
 
 
 def _allowed(budget: Budget | None) -> tuple[int | None, str]:

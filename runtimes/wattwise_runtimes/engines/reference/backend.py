@@ -23,7 +23,7 @@ class ReferenceBackend:
         )  # fmt: skip
 
     def warm_up(self) -> int:
-        np.ones((64, 64), np.float32) @ np.ones((64, 64), np.float32)  # starts numpy's thread pool
+        np.dot(np.ones((64, 64), np.float32), np.ones((64, 64), np.float32))  # starts numpy's thread pool
         return 0
 
     def estimate(self, artifact: Artifact, spec: LoadSpec) -> Ledger:

@@ -33,8 +33,8 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
 
 def gelu(x: np.ndarray) -> np.ndarray:
     """GELU with the exact error function."""
-    erf = np.frompyfunc(math.erf, 1, 1)
-    return np.float32(0.5) * x * (1 + erf(x / math.sqrt(2)).astype(np.float32))
+    erf = np.vectorize(math.erf, otypes=[np.float32])
+    return np.float32(0.5) * x * (1 + erf(x / math.sqrt(2)))
 
 
 ACTIVATIONS = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
