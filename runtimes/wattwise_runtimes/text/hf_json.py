@@ -52,15 +52,8 @@ class AddedToken:
 
 def vocabulary_from_json(data: Mapping[str, Any], where: str, more: Sequence[AddedToken] = ()) -> Vocabulary:
     """The vocabulary of a parsed tokenizer.json; `more`: added tokens that stand beside it."""
-    model = _dict(data, "model", where)
-    if model.get("type", "BPE") != "BPE":
-        raise UnsupportedArchitecture(
-            f"{where}: tokenizer model {model.get('type')!r} is not supported (only BPE, byte-level or with "
-            "byte fallback)"
-        )
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
-            raise UnsupportedArchitecture(f"{where}: BPE with {key} = {model[key]!r} is not supported")
+    refuse_unsupported(data, where)
+    model = data["model"]
     added = {token.id: token for token in more}
     added.update((t.id, t) for t in (AddedToken.read(a, where) for a in data.get("added_tokens") or ()))
     tokens = _tokens(model.get("vocab"), added, where)
@@ -92,6 +85,19 @@ def vocabulary_from_json(data: Mapping[str, Any], where: str, more: Sequence[Add
         prefix_rule=rule,
         **common,
     )
+
+
+def refuse_unsupported(data: Mapping[str, Any], where: str) -> None:
+    """Refuse models that are not plain BPE, by name."""
+    model = _dict(data, "model", where)
+    if model.get("type", "BPE") != "BPE":
+        raise UnsupportedArchitecture(
+            f"{where}: tokenizer model {model.get('type')!r} is not supported (only BPE, byte-level or with "
+            "byte fallback)"
+        )
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise UnsupportedArchitecture(f"{where}: BPE with {key} = {model[key]!r} is not supported")
 
 
 def scores_from_merges(tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[str]) -> tuple[float, ...]:
@@ -141,6 +147,7 @@ def _tokens(vocab: Any, added: Mapping[int, AddedToken], where: str) -> list[str
                 where, f"id of added token {token.content[:80]!r}", token.id, f"not that of {by_id[token.id][:80]!r}"
             )
     size = max(by_id) + 1
+    # A few ids may be missing (they become unused tokens), but a table is as long as its highest id.
     if size > 2 * len(by_id) + 1024:
         raise CorruptArtifact(where, "highest token id", size - 1, f"about the number of tokens, {len(by_id)}")
     return [by_id.get(i) or f"[PAD{i}]" for i in range(size)]
@@ -247,9 +254,15 @@ def _post_processor_ids(data: Any, where: str) -> tuple[list[int], list[int]]:
                 if "Sequence" in piece:
                     seen = True
                 else:
-                    (after if seen else before).extend(ids[piece["SpecialToken"]["id"]])
+                    (after if seen else before).extend(_ids(ids[piece["SpecialToken"]["id"]]))
         except (KeyError, TypeError, AttributeError):
             raise CorruptArtifact(where, "post_processor", step, "pieces that name special tokens") from None
     if len(before) > 1 or len(after) > 1:
         raise UnsupportedArchitecture(f"{where}: {len(before)} tokens before and {len(after)} after every text")
     return before, after
+
+
+def _ids(value: Any) -> list[int]:
+    if not isinstance(value, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in value):
+        raise TypeError("not a list of ids")
+    return value

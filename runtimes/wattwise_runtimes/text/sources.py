@@ -10,11 +10,11 @@ from pathlib import Path
 
 from wattwise_devices.errors import LoadError, UnsupportedArchitecture
 from wattwise_runtimes.formats.json_file import read_json_object
+from wattwise_runtimes.formats.tokenizer_json import MAX_BYTES as MAX_TOKENIZER_BYTES
+from wattwise_runtimes.formats.tokenizer_json import check_tokenizer_data
 from wattwise_runtimes.text.hf_folder import FolderSettings, apply_settings, read_settings, with_added
 from wattwise_runtimes.text.tokenizer import Tokenizer, check_vocabulary
 from wattwise_runtimes.text.vocabulary import Vocabulary
-
-MAX_TOKENIZER_BYTES = 128 << 20
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -68,12 +68,11 @@ def _from_hf_file(path: Path, settings: FolderSettings) -> Vocabulary:
 
         vocabulary = read_vocab_and_merges(path, settings)
     elif path.suffix == ".json":
-        from wattwise_runtimes.text.hf_json import vocabulary_from_json
+        from wattwise_runtimes.text.hf_json import refuse_unsupported, vocabulary_from_json
 
-        known = {"added_tokens", "model"}
         data = read_json_object(path, MAX_TOKENIZER_BYTES)
-        if not known & data.keys():
-            raise UnsupportedArchitecture(f"{path} is not a tokenizer.json: it has no 'model'.")
+        refuse_unsupported(data, str(path))
+        check_tokenizer_data(data, path)
         return apply_settings(vocabulary_from_json(data, str(path), settings.added), settings)
     else:
         from wattwise_runtimes.text.rank_file import is_rank_file, read_rank_file
