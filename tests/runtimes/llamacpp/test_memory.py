@@ -21,6 +21,7 @@ from support.specs import TINY_SPECS
 from wattwise_runtimes.artifact import open_artifact
 from wattwise_runtimes.contracts import Artifact, Batch, LoadSpec
 from wattwise_runtimes.engines.llamacpp import BACKEND, memory, params
+from wattwise_runtimes.formats.gguf import read_gguf
 
 pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.llama
@@ -125,7 +126,7 @@ def test_a_repacked_tied_head_is_counted_twice(tmp_path: Path) -> None:
     engine.close()
     head = 4096 * 128 // 32 * 18
     total = BACKEND.estimate(tied, load_spec(kv_type="f16")).weights
-    body = sum(t.nbytes for t in memory.read_gguf(tied.path).tensors.values())
+    body = sum(t.nbytes for t in read_gguf(tied.path).tensors.values())
     assert total == pytest.approx(body + (head if "CPU_REPACK" in places else 0), abs=4096)
 
 

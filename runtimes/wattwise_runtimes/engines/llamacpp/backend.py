@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from wattwise_devices.errors import BackendError, BackendUnavailable, LoadError, UnsupportedArchitecture
@@ -16,7 +16,7 @@ from wattwise_runtimes.engines.llamacpp.ggml import devices
 from wattwise_runtimes.engines.llamacpp.kv import LlamaKV, Traits
 from wattwise_runtimes.engines.llamacpp.kv_types import KV_TYPES, kv_type
 from wattwise_runtimes.engines.llamacpp.native import TESTED_VERSION, Native, native
-from wattwise_runtimes.formats.gguf import GGUFFile, read_gguf
+from wattwise_runtimes.formats.gguf import GGUFTensor
 
 Progress = Callable[[float], bool | None]
 _ROPE_NEOX = 2  # llama_rope_type
@@ -49,7 +49,7 @@ class LlamaBackend:
 
     def load(self, artifact: Artifact, spec: LoadSpec, on_progress: Progress | None = None) -> LlamaEngine:
         guards.check(artifact, spec)
-        gguf = read_gguf(artifact.path)  # native code must not open a file that our own reader has not accepted
+        tensors = guards.open_checked(artifact.path).tensors.values()  # before native code opens the file
         lib = native()
         log.forget_recent()
         with contextlib.ExitStack() as undo:
@@ -67,7 +67,7 @@ class LlamaBackend:
             free_context = undo.enter_context(_Freed(lib.context_free, context))
             kv = LlamaKV(lib, context, artifact.spec, kv_type(spec.kv_type), spec.context, traits=traits)
             grown = memory.private_bytes() - private_before
-            evidence = _evidence(lib, gguf, artifact, spec, capture.lines, grown - kv.nbytes)
+            evidence = _evidence(lib, tensors, artifact, spec, capture.lines, grown - kv.nbytes)
             engine = LlamaEngine(lib, model, context, artifact.spec, spec, kv=kv, flag=flag, evidence=evidence)
             free_context.keep()
             free_model.keep()
@@ -142,7 +142,7 @@ def _traits(lib: Native, model: int, artifact: Artifact) -> Traits:
 
 
 def _evidence(
-    lib: Native, gguf: GGUFFile, artifact: Artifact, load: LoadSpec, lines: list[str], grown: int
+    lib: Native, tensors: Iterable[GGUFTensor], artifact: Artifact, load: LoadSpec, lines: list[str], grown: int
 ) -> Evidence:
     buffers = read_buffers(lines)
     touched = [*buffers.model.values(), *buffers.output.values()]  # the compute buffer is not, before it runs
@@ -152,7 +152,7 @@ def _evidence(
         system_info=lib.system_info().decode("utf-8", "replace").strip(),
         devices=tuple(f"{d.name}: {d.description}" for d in devices(lib)),
         library=f"llama-cpp-python {lib.version}",
-        compute_bytes=sum(buffers.compute.values()) + memory.buffers_by_formula(gguf, artifact.spec, load),
+        compute_bytes=sum(buffers.compute.values()) + memory.buffers_by_formula(tensors, artifact.spec, load),
         tables_bytes=max(0, grown - sum(touched)),
     )
 

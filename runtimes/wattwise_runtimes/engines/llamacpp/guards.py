@@ -8,9 +8,13 @@ never shifts; more sequences than output rows or batch tokens end it too (see `p
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from wattwise_devices.errors import LoadError, PlanError
 from wattwise_runtimes.contracts import Artifact, LoadSpec
 from wattwise_runtimes.engines.llamacpp.kv_types import KV_TYPES, kv_type
+from wattwise_runtimes.formats.gguf import GGUFFile, read_gguf
+from wattwise_runtimes.formats.gguf_llama import validate_for_llama
 from wattwise_runtimes.spec import ModelSpec
 
 MAX_TREE_LEAVES = 255  # llama.cpp has 256 sequences, one is the text itself
@@ -37,6 +41,13 @@ def check(artifact: Artifact, load: LoadSpec) -> None:
             f"{artifact.spec.architecture} in a second one. Draft chains instead of trees.",
             clash=("tree_leaves", "sliding-window layers on the llamacpp engine"),
         )
+
+
+def open_checked(path: str | Path) -> GGUFFile:
+    """The file, if it is sound and nothing in it would make llama.cpp end the process; else a typed error."""
+    gguf = read_gguf(path)
+    validate_for_llama(gguf)
+    return gguf
 
 
 def padded_cells(context: int) -> int:

@@ -8,6 +8,7 @@ lines are kept, because buffer sizes and buffer types stand there too (see `memo
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from types import TracebackType
 from typing import Any
@@ -20,20 +21,26 @@ _LEVELS = {_DEBUG: logging.DEBUG, _INFO: logging.INFO, _WARN: logging.WARNING, _
 
 _recent: deque[str] = deque(maxlen=40)  # warnings and errors
 _captures: list[Capture] = []
+_one_at_a_time = threading.RLock()
 
 
 class Capture:
-    """Context manager that collects every native log line, for reading sizes and evidence out of them."""
+    """Context manager that collects every native log line, for reading sizes and evidence out of them.
+
+    One thread at a time: the log does not say which model a line is about.
+    """
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def __enter__(self) -> Capture:
+        _one_at_a_time.acquire()
         _captures.append(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         _captures.remove(self)
+        _one_at_a_time.release()
 
 
 def receive(level: int, text: bytes | None, _data: Any = None) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from wattwise_runtimes.engines.llamacpp.evidence import read_buffers, read_place
 from wattwise_runtimes.engines.llamacpp.ggml import cpu_buffer_overrides
 from wattwise_runtimes.engines.llamacpp.kv import kv_layout
 from wattwise_runtimes.engines.llamacpp.kv_types import kv_type
-from wattwise_runtimes.engines.llamacpp.native import Native, native
-from wattwise_runtimes.formats.gguf import GGUFFile, read_gguf
+from wattwise_runtimes.engines.llamacpp.native import native
+from wattwise_runtimes.formats.gguf import GGUFTensor
 from wattwise_runtimes.formats.gguf_types import TYPE_BY_NAME
 from wattwise_runtimes.spec import ModelSpec
 
@@ -36,12 +37,14 @@ _CACHE_LINE = 64
 def estimate(artifact: Artifact, load: LoadSpec) -> Ledger:
     """The ledger that loading would lead to; see the module's text."""
     guards.check(artifact, load)
-    lib, gguf = native(), read_gguf(artifact.path)
-    weights, compute, tables = _dry_run(lib, artifact, gguf, load)
+    stat = artifact.path.stat()
+    path, stamp = str(artifact.path), (stat.st_mtime_ns, stat.st_size)
+    tensors = _checked_tensors(path, stamp)
+    weights, compute, tables = _dry_run(path, stamp, artifact.spec, load)
     return Ledger(
         weights=weights,
         kv=kv_bytes(artifact.spec, load),
-        compute=compute + buffers_by_formula(gguf, artifact.spec, load),
+        compute=compute + buffers_by_formula(tensors, artifact.spec, load),
         runtime=tables,
     )
 
@@ -52,20 +55,20 @@ def kv_bytes(spec: ModelSpec, load: LoadSpec) -> int:
     return guards.padded_cells(load.context) * layout.token_bytes
 
 
-def buffers_by_formula(gguf: GGUFFile, spec: ModelSpec, load: LoadSpec) -> int:
+def buffers_by_formula(tensors: Iterable[GGUFTensor], spec: ModelSpec, load: LoadSpec) -> int:
     """Output rows at their most, and ggml's work buffer."""
     output = 4 * spec.vocab * params.output_rows(spec, load)
-    return output + work_bytes(gguf, spec, load)
+    return output + work_bytes(tensors, spec, load)
 
 
-def work_bytes(gguf: GGUFFile, spec: ModelSpec, load: LoadSpec) -> int:
+def work_bytes(tensors: Iterable[GGUFTensor], spec: ModelSpec, load: LoadSpec) -> int:
     """ggml's work buffer: the widest activation of a chunk in the type that its weight is multiplied in.
 
     The same arithmetic as ggml's graph planner, for matrix products and for tiled flash attention.
     """
     threads = max(load.threads, load.threads_batch or load.threads)
     widest = 0.0
-    for tensor in gguf.tensors.values():
+    for tensor in tensors:
         if len(tensor.shape) != 2:
             continue
         head = tensor.name in ("token_embd.weight", "output.weight")
@@ -89,8 +92,15 @@ def _product_bytes(weight_type: str) -> float:
     return 292 / 256 if TYPE_BY_NAME[weight_type].block == _K_BLOCK else 34 / 32
 
 
+@functools.lru_cache(maxsize=4)
+def _checked_tensors(path: str, _stamp: tuple[int, int]) -> tuple[GGUFTensor, ...]:
+    """The tensors of a file that is safe for native code; its vocabulary is not kept."""
+    return tuple(guards.open_checked(path).tensors.values())
+
+
 @functools.lru_cache(maxsize=64)
-def _cached_dry_run(path: str, _stamp: tuple[int, int], spec: ModelSpec, load: LoadSpec) -> tuple[int, int, int]:
+def _dry_run(path: str, stamp: tuple[int, int], spec: ModelSpec, load: LoadSpec) -> tuple[int, int, int]:
+    """(weights, compute buffer, tables) in bytes."""
     lib = native()
     log.forget_recent()
     overrides = cpu_buffer_overrides(lib)
@@ -112,15 +122,9 @@ def _cached_dry_run(path: str, _stamp: tuple[int, int], spec: ModelSpec, load: L
                 lib.context_free(context)
             lib.model_free(model)
     buffers = read_buffers(capture.lines)
-    sizes = {t.name: t.nbytes for t in read_gguf(path).tensors.values()}
+    sizes = {t.name: t.nbytes for t in _checked_tensors(path, stamp)}
     weights = sum(_aligned(sizes[name]) for name, _ in read_placements(capture.lines))
     return weights, sum(buffers.compute.values()), max(0, grown - sum(buffers.output.values()))
-
-
-def _dry_run(lib: Native, artifact: Artifact, gguf: GGUFFile, load: LoadSpec) -> tuple[int, int, int]:
-    """(weights, compute buffer, tables) in bytes."""
-    stat = artifact.path.stat()
-    return _cached_dry_run(str(artifact.path), (stat.st_mtime_ns, stat.st_size), artifact.spec, load)
 
 
 def _aligned(nbytes: int) -> int:
