@@ -26,6 +26,7 @@ from wattwise_runtimes.registry import get_backend
 DEFAULT_CONTEXT = 4096
 CONTEXT_LADDER = (32768, 16384, 8192, 4096, 2048, 1024, 512, 256)
 CHUNK_LADDER = (512, 128, 32)
+HEADROOM_SHARE, HEADROOM_BYTES = 0.02, 1 << 20  # kept free above a prediction: heaps do not grow to the byte
 KV_LADDER = ("f16", "q8_0")  # chosen without being asked for; coarser types change replies too much
 
 
@@ -122,8 +123,9 @@ def plan(
 ) -> Plan:
     """Decide how to run a model inside a budget, loading nothing.
 
-    model: a path, or "builtin". threads: by default WATTWISE_THREADS, else every usable CPU. Raises MemoryBudgetError (with what would fit), PlanError for requests that clash,
-    LoadError for a model that cannot be opened.
+    model: a path, or "builtin". threads: by default WATTWISE_THREADS, else every usable CPU.
+    Raises MemoryBudgetError (with what would fit), PlanError for requests that clash, LoadError for a model that
+    cannot be opened.
     """
     if threads is None:
         threads = _threads_from_environment()
@@ -282,7 +284,7 @@ class _Search:
         return dataclasses.replace(made, ledger=dataclasses.replace(ledger, runtime=runtime + ledger.runtime))
 
     def _fits(self, made: Plan) -> bool:
-        return self.allowed_bytes is None or made.ledger.total <= self.allowed_bytes
+        return self.allowed_bytes is None or with_headroom(made.ledger.total) <= self.allowed_bytes
 
     def _why(self, best: Plan) -> list[str]:
         why = []
@@ -310,19 +312,25 @@ class _Search:
             would_fit.append(
                 f"context {instead.context} with KV in {instead.kv_type} ({format_bytes(instead.ledger.total)})"
             )
-        would_fit.append(f"--memory {_round_up(asked.ledger.total)} for what was asked")
+        would_fit.append(f"--memory {_enough_for(asked.ledger)} for what was asked")
         if smallest.ledger.total < asked.ledger.total:
             would_fit.append(
-                f"--memory {_round_up(smallest.ledger.total)} with context {smallest.context}, KV in {smallest.kv_type}"
+                f"--memory {_enough_for(smallest.ledger)} with context {smallest.context}, KV in {smallest.kv_type}"
             )
+        needed = format_bytes(with_headroom(asked.ledger.total))
         return MemoryBudgetError(
-            f"{self.model} on {self.backend.name} needs {format_bytes(asked.ledger.total)} with a context of "
-            f"{asked.context} ({_parts(asked.ledger)}); allowed: {format_bytes(self.allowed_bytes)} ({self.source}). "
+            f"{self.model} on {self.backend.name} needs {needed} with a context of {asked.context} "
+            f"({_parts(asked.ledger)}, and 2 % headroom); allowed: {format_bytes(self.allowed_bytes)} ({self.source}). "
             f"Fits: {'; or '.join(would_fit)}.",
-            needed=asked.ledger.total,
+            needed=with_headroom(asked.ledger.total),
             allowed=self.allowed_bytes,
             would_fit=would_fit,
         )
+
+
+def with_headroom(predicted_bytes: int) -> int:
+    """What a budget must allow for a prediction to be accepted."""
+    return round(predicted_bytes * (1 + HEADROOM_SHARE)) + HEADROOM_BYTES
 
 
 def _parts(ledger: Ledger) -> str:
@@ -337,7 +345,7 @@ def _parts(ledger: Ledger) -> str:
     )
 
 
-def _round_up(count: int) -> str:
-    """A size that one can type, not smaller than the count."""
-    mib = -(-count // (1 << 20))
+def _enough_for(ledger: Ledger) -> str:
+    """A budget that one can type and that is accepted."""
+    mib = -(-with_headroom(ledger.total) // (1 << 20))
     return f"{mib}MiB"

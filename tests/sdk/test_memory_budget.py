@@ -17,7 +17,7 @@ from support.data import DATA, needs_data
 
 MIB = 1 << 20
 ENGINES = {"llamacpp": "llama_cpp", "onnx": "onnxruntime"}
-PROMPT = "Once upon a time there was a little boy. " * 12
+SENTENCE = "Once upon a time there was a little boy. "  # 11 tokens or so
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,9 @@ def test_twenty_budgets_from_too_small_to_ample(engine: str, model_files: dict[s
         assert planned.returncode == 0, planned.stderr
         accepted += 1
         plan = json.loads(planned.stdout)
-        words = ["run", model, PROMPT, "--raw", "--engine", engine, "--memory", str(budget), "--json"]
-        # the whole context is used, so that every page of the KV cache is touched
+        prompt = SENTENCE * (plan["context"] // 15)
+        words = ["run", model, prompt, "--raw", "--engine", engine, "--memory", str(budget), "--json"]
+        # a long prompt and the whole context, so that every buffer is touched
         words += ["--temperature", "0", "--max-tokens", str(plan["context"])]
         done = run_limited(command(*words), budget, env)
         assert done.returncode == 0, f"budget {budget}: exit {done.returncode}: {done.stderr[-400:]}"
