@@ -60,7 +60,8 @@ def convert(
 
     to: "gguf" or "onnx"; by default what the destination looks like (.gguf or not). quant: weight type; by default
     the source's own for GGUF (f16 where that is compressed) and int4 for ONNX. block: ONNX, weights that share a scale.
-    on_progress: gets 0..1, may return False to stop; then, as after any error or Ctrl-C, nothing is left behind.
+    on_progress: gets 0..1, may return False to stop; then, as after any error or Ctrl-C, nothing is left behind (while
+    certifying: the finished model without a certificate).
     """
     target = Path(destination)
     form = _format(target, to)
@@ -72,10 +73,12 @@ def convert(
     _refuse_self(checkpoint, target)
     writing = _scaled(on_progress, 0.0, 1.0 - _CERTIFY_SHARE) if certify else on_progress
     result = _write(checkpoint, target, form, quant, block, overwrite, writing)
-    if not certify:
-        return result
+    from wattwise_convert.certificate import certificate_path
     from wattwise_convert.certificate import certify as make_certificate
 
+    certificate_path(target, form).unlink(missing_ok=True)  # of what was overwritten
+    if not certify:
+        return result
     certificate = make_certificate(
         checkpoint, target, form, result.notes, on_progress=_scaled(on_progress, 1.0 - _CERTIFY_SHARE, 1.0)
     )
