@@ -7,7 +7,7 @@ engine wants; `tolerance` is the largest allowed logit error, in standard deviat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,10 @@ def _llamacpp(spec: ModelSpec, weights: Mapping[str, np.ndarray], load: LoadSpec
     return BACKEND.load(Artifact(path=path, format="gguf", spec=spec, weights_bytes=path.stat().st_size), load)
 
 
+def _llamacpp_f16(spec: ModelSpec, weights: Mapping[str, np.ndarray], load: LoadSpec, folder: Path) -> Engine:
+    return _llamacpp(spec, weights, replace(load, kv_type="f16"), folder)
+
+
 def _onnx(spec: ModelSpec, weights: Mapping[str, np.ndarray], load: LoadSpec, folder: Path) -> Engine:
     from support.onnx_folders import write_onnx_folder
     from wattwise_runtimes.artifact import open_artifact
@@ -56,5 +60,7 @@ ENGINES: list[Row] = [
     Row("reference", _reference, tolerance=1e-5),
     # ggml looks GELU up in a table of f16 values
     Row("llamacpp", _llamacpp, tolerance=1e-3, needs="llama_cpp", looser={"gemma2": 2e-3, "gemma3_text": 2e-3}),
+    # what people use: f16 rows, and flash attention, which rounds to f16 inside
+    Row("llamacpp-f16", _llamacpp_f16, tolerance=3e-2, needs="llama_cpp"),
     Row("onnx", _onnx, tolerance=1e-4, needs="onnxruntime"),
 ]

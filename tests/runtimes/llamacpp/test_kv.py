@@ -154,3 +154,48 @@ def test_a_window_that_llama_cpp_lacks_bounds_the_context_and_the_positions(tmp_
     engine.close()
     with pytest.raises(PlanError, match="window of 8"):
         load(tmp_path, spec, context=9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kv_type", ["f32", "f16"])
+def test_any_sequence_of_operations_equals_the_reference(kv_type: str, seed: int, tmp_path: Path) -> None:
+    """Random appends, rewinds, evictions, trees and moves between two engines, checked by logits at every step."""
+    spec, rng = TINY_SPECS["llama"], np.random.default_rng(seed)
+    ref = reference(spec, tree_leaves=4)
+    engine, spare = (load(tmp_path, spec, kv_type=kv_type, tree_leaves=4) for _ in range(2))
+    most = 1e-3 if kv_type == "f32" else 3e-2
+
+    def both(act: str, *arguments: object) -> None:
+        for kv in (engine.kv, ref.kv):
+            getattr(kv, act)(*arguments)
+
+    for step in range(60):
+        held = ref.kv.positions
+        room = ref.kv.capacity_tokens - len(held)
+        choice = rng.choice(
+            ["append", "truncate", "drop", "tree", "move", "clear"], p=[0.4, 0.15, 0.2, 0.1, 0.13, 0.02]
+        )
+        if choice == "append" and room > 4:
+            n = int(rng.integers(1, min(room, 24)))
+            batch = Batch(ids(n, seed=1000 * seed + step), logits="all")
+            assert error(engine.forward(batch), ref.forward(batch)) < most
+        elif choice == "truncate" and len(held) > 2:
+            both("truncate", int(rng.integers(0, held[-1] + 3)))
+        elif choice == "drop" and len(held) > 3:
+            both("drop", rng.choice(held[:-1], int(rng.integers(1, len(held) - 1)), replace=False).tolist())
+        elif choice == "tree" and room > 6:
+            batch = Batch(ids(4, seed=step), parents=[-1, 0, 0, 2], logits="all")
+            assert error(engine.forward(batch), ref.forward(batch)) < most
+            both("accept", [[], [0], [0, 1], [0, 2, 3]][int(rng.integers(4))])
+        elif choice == "move" and len(held):
+            cut = int(held[rng.integers(len(held))])
+            spare.kv.clear()
+            for part in (engine.kv.export(0, cut), engine.kv.export(cut)):
+                spare.kv.restore(part)
+            engine, spare = spare, engine
+        elif choice == "clear":
+            both("clear")
+        assert engine.kv.positions.tolist() == ref.kv.positions.tolist()
+        assert engine.kv.next_position == ref.kv.next_position
+    engine.close()
+    spare.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 from wattwise_devices.errors import BackendError, BackendUnavailable, LoadError, UnsupportedArchitecture
 from wattwise_runtimes.contracts import Artifact, Capability, Ledger, LoadSpec
-from wattwise_runtimes.engines.llamacpp import guards, log, memory, params
+from wattwise_runtimes.engines.llamacpp import dry_run, guards, log, memory, params
 from wattwise_runtimes.engines.llamacpp.abort import AbortFlag
 from wattwise_runtimes.engines.llamacpp.engine import LlamaEngine
 from wattwise_runtimes.engines.llamacpp.evidence import Evidence, read_buffers, read_flash_attention
@@ -54,7 +54,8 @@ class LlamaBackend:
         log.forget_recent()
         with contextlib.ExitStack() as undo:
             capture = undo.enter_context(log.Capture())
-            private_before = memory.private_bytes()
+            dry_run.release()
+            private_before = dry_run.private_bytes()
             model = _load_model(lib, artifact, on_progress)
             free_model = undo.enter_context(_Freed(lib.model_free, model))
             traits = _traits(lib, model, artifact)
@@ -66,7 +67,7 @@ class LlamaBackend:
                 raise BackendError(f"llama.cpp cannot make a context for {artifact.path}: {log.last_words()}")
             free_context = undo.enter_context(_Freed(lib.context_free, context))
             kv = LlamaKV(lib, context, artifact.spec, kv_type(spec.kv_type), spec.context, traits=traits)
-            grown = memory.private_bytes() - private_before
+            grown = dry_run.private_bytes() - private_before
             evidence = _evidence(lib, tensors, artifact, spec, capture.lines, grown - kv.nbytes)
             engine = LlamaEngine(lib, model, context, artifact.spec, spec, kv=kv, flag=flag, evidence=evidence)
             free_context.keep()

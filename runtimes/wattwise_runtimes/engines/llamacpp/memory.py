@@ -1,34 +1,27 @@
 """Bytes before anything is loaded: llama.cpp's own dry run, plus the few things it does not say.
 
-A dry run loads the metadata and plans every buffer without allocating it (`no_alloc`). From it come the place of
-every weight (a tied head that is repacked exists twice), the compute buffer, and, as growth of resident memory, the
-vocabulary, graph and cell tables. By formula: the KV cache (exact), the output rows, ggml's work buffer. On top of a
-process with llama.cpp in it, the sum is the peak of a run that fills its whole context and touches every buffer.
+From the dry run (`dry_run.py`) come the place of every weight (a tied head that is repacked exists twice), the
+compute buffer, and, as growth of resident memory, the vocabulary, graph and cell tables. By formula: the KV cache
+(exact), the output rows, ggml's work buffer. On top of a process with llama.cpp in it, the sum is the peak of a run
+that fills its whole context and touches every buffer.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from wattwise_devices.errors import BackendError, LoadError
-from wattwise_devices.process_memory import resident_memory
 from wattwise_runtimes.contracts import Artifact, Ledger, LoadSpec
-from wattwise_runtimes.engines.llamacpp import guards, log, params
-from wattwise_runtimes.engines.llamacpp.evidence import read_buffers, read_placements
-from wattwise_runtimes.engines.llamacpp.ggml import cpu_buffer_overrides
+from wattwise_runtimes.engines.llamacpp import guards, params
+from wattwise_runtimes.engines.llamacpp.dry_run import dry_context, dry_model
 from wattwise_runtimes.engines.llamacpp.kv import kv_layout
 from wattwise_runtimes.engines.llamacpp.kv_types import kv_type
-from wattwise_runtimes.engines.llamacpp.native import native
 from wattwise_runtimes.formats.gguf import GGUFTensor
 from wattwise_runtimes.formats.gguf_types import TYPE_BY_NAME
 from wattwise_runtimes.spec import ModelSpec
 
-_TENSOR_ALIGNMENT = 32  # of ggml's CPU buffers
 _FLASH_TILE = 64  # query and key rows of one tile of ggml's flash attention
 _K_BLOCK, _K_TILE_BYTES = 256, 512 << 10  # k- and i-quants: scratch of one thread of their tiled product
 _CACHE_LINE = 64
@@ -40,12 +33,13 @@ def estimate(artifact: Artifact, load: LoadSpec) -> Ledger:
     stat = artifact.path.stat()
     path, stamp = str(artifact.path), (stat.st_mtime_ns, stat.st_size)
     tensors = _checked_tensors(path, stamp)
-    weights, compute, tables = _dry_run(path, stamp, artifact.spec, load)
+    model = dry_model(path, stamp)
+    compute, tables = dry_context(path, stamp, artifact.spec, load)
     return Ledger(
-        weights=weights,
+        weights=model.weights_bytes({t.name: t.nbytes for t in tensors}),
         kv=kv_bytes(artifact.spec, load),
         compute=compute + buffers_by_formula(tensors, artifact.spec, load),
-        runtime=tables,
+        runtime=model.tables_bytes + tables,
     )
 
 
@@ -96,56 +90,6 @@ def _product_bytes(weight_type: str) -> float:
 def _checked_tensors(path: str, _stamp: tuple[int, int]) -> tuple[GGUFTensor, ...]:
     """The tensors of a file that is safe for native code; its vocabulary is not kept."""
     return tuple(guards.open_checked(path).tensors.values())
-
-
-@functools.lru_cache(maxsize=64)
-def _dry_run(path: str, stamp: tuple[int, int], spec: ModelSpec, load: LoadSpec) -> tuple[int, int, int]:
-    """(weights, compute buffer, tables) in bytes."""
-    lib = native()
-    log.forget_recent()
-    overrides = cpu_buffer_overrides(lib)
-    model_params, context = params.model_params(lib), 0
-    model_params.no_alloc = True
-    model_params.tensor_buft_overrides = params.pointer(overrides)
-    before = private_bytes()
-    with log.Capture() as capture:
-        model = lib.model_load(path.encode(), model_params)
-        if not model:
-            raise LoadError(f"llama.cpp cannot read {path}: {log.last_words()}")
-        try:
-            context = lib.context_new(model, params.context_params(lib, spec, load))
-            if not context:
-                raise BackendError(f"llama.cpp cannot make a context for {path}: {log.last_words()}")
-            grown = private_bytes() - before
-        finally:
-            if context:
-                lib.context_free(context)
-            lib.model_free(model)
-    buffers = read_buffers(capture.lines)
-    sizes = {t.name: t.nbytes for t in _checked_tensors(path, stamp)}
-    weights = sum(_aligned(sizes[name]) for name, _ in read_placements(capture.lines))
-    return weights, sum(buffers.compute.values()), max(0, grown - sum(buffers.output.values()))
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // _TENSOR_ALIGNMENT) * _TENSOR_ALIGNMENT
-
-
-def private_bytes() -> int:
-    """Resident anonymous bytes of this process, after giving free heap pages back, so that growth means use."""
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
-    memory = resident_memory()
-    return memory.anonymous_bytes or memory.resident_bytes or 0
-
-
-@functools.cache
-def _malloc_trim() -> Any:
-    try:
-        return ctypes.CDLL(None).malloc_trim  # glibc's; elsewhere the figure is a little less exact
-    except (AttributeError, OSError):
-        return None
 
 
 def untouched_code_bytes(smaps: Path = Path("/proc/self/smaps")) -> int:
