@@ -7,7 +7,8 @@ import pytest
 
 from text.llama_vocab import write_vocabulary
 from text.tiny import byte_level, spm
-from wattwise_devices.errors import CorruptArtifact, UnsupportedArchitecture
+from wattwise_devices.errors import ConvertError, CorruptArtifact, UnsupportedArchitecture
+from wattwise_runtimes.text.backend import merges_from_scores
 from wattwise_runtimes.text.gguf_vocab import gguf_fields, vocabulary_from_gguf
 from wattwise_runtimes.text.sources import load_vocabulary
 from wattwise_runtimes.text.vocabulary import USER_DEFINED
@@ -39,6 +40,13 @@ def test_padding() -> None:
 def test_user_defined_spaces_are_spelled_as_typed() -> None:
     vocabulary = spm(kinds=(*spm().kinds[:259], USER_DEFINED, *spm().kinds[260:]))
     assert gguf_fields(vocabulary)["tokenizer.ggml.tokens"][259] == " "
+
+
+def test_merges_that_scores_cannot_express() -> None:
+    full = tuple(" ".join(pair) for pair in merges_from_scores(spm()))
+    assert "tokenizer.ggml.merges" not in gguf_fields(spm(merges=full))
+    with pytest.raises(ConvertError, match=f"lists {len(full) - 1} merges where its tokens allow {len(full)}"):
+        gguf_fields(spm(merges=full[:-1]))
 
 
 P = "tokenizer.ggml."

@@ -382,7 +382,7 @@ def test_fuzzed_folders_give_only_typed_errors(kind, tmp_path) -> None:
     data = write_folder(tmp_path, original)
     # Without most of the vocabulary the mutations meet the structure more often.
     outcomes = {"loaded": 0, "refused": 0}
-    for _ in range(500):
+    for _ in range(300):
         (tmp_path / "tokenizer.json").write_text(json.dumps(mutated(data, rng)))
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(mutated(config, rng)))
         try:
@@ -390,7 +390,7 @@ def test_fuzzed_folders_give_only_typed_errors(kind, tmp_path) -> None:
             outcomes["loaded"] += 1
         except Error:
             outcomes["refused"] += 1
-    assert min(outcomes.values()) > 40
+    assert min(outcomes.values()) > 25
 
 
 @pytest.mark.parametrize("name", ["tok.bin", "tokenizer.model"])
@@ -401,7 +401,7 @@ def test_fuzzed_binary_files_give_only_typed_errors(name, tmp_path) -> None:
     else:
         piece = b"\x0a\x0e\x0a\x07<0x0A>x\x15\x00\x00\x00\x00"
         good = piece * 20 + b"\x12\x02\x18\x02\x1a\x04\x20\x00\x18\x01"
-    for _ in range(700):
+    for _ in range(400):
         data = bytearray(good)
         for _ in range(rng.randint(1, 4)):
             data[rng.randrange(len(data))] = rng.randrange(256)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from text.tiny import SPECIAL, byte_level, spm
-from wattwise_devices.errors import CorruptArtifact, UnsupportedArchitecture
+from wattwise_devices.errors import CorruptArtifact, PlanError, UnsupportedArchitecture
 from wattwise_runtimes.text.tokenizer import Tokenizer
 from wattwise_runtimes.text.vocabulary import CONTROL, USER_DEFINED, unspell
 
@@ -173,3 +173,13 @@ def test_control_token_of_one_character() -> None:
     token = next(i for i, text in enumerate(vocabulary.tokens) if vocabulary.kinds[i] == CONTROL)
     with pytest.raises(CorruptArtifact, match="several characters"):
         Tokenizer(vocabulary).encode(vocabulary.tokens[token])
+
+
+def test_characters_that_cannot_be_spelled_are_refused() -> None:
+    """A byte-level vocabulary without some bytes would drop them from the text without a word."""
+    whole = byte_level()
+    lost = whole.tokens.index("Ã")  # the first byte of é
+    part = byte_level(tokens=tuple("[lost]" if i == lost else text for i, text in enumerate(whole.tokens)))
+    assert Tokenizer(part).encode("hello") == BPE.encode("hello")
+    with pytest.raises(PlanError, match=r"'é'.*lacks 1 of the 256"):
+        Tokenizer(part).encode("hello é")

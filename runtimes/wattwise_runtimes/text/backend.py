@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from wattwise_devices.errors import CorruptArtifact
-from wattwise_runtimes.text.pretokenizers import pre_tokenizer
+from wattwise_runtimes.text.pretokenizers import DIGIT, GPT2, pre_tokenizer
 from wattwise_runtimes.text.vocabulary import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Vocabulary
 
 
@@ -76,10 +76,16 @@ def _set_bpe_stages(backend: Any, pre: Any) -> None:
 
     if pre.nfc:
         backend.normalizer = normalizers.NFC()
-    steps: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    # The usual spellings, which other readers of `to_json` know best: GPT-2's expression is part of ByteLevel.
+    within = pre.patterns[-1] == GPT2
+    steps: list[Any] = [
+        pre_tokenizers.Digits(individual_digits=True)
+        if pattern == DIGIT
+        else pre_tokenizers.Split(Regex(pattern), "isolated")
+        for pattern in (pre.patterns[:-1] if within else pre.patterns)
+    ]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=within))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
     backend.decoder = decoders.ByteLevel()
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from wattwise_devices.errors import CorruptArtifact, UnsupportedArchitecture
+from wattwise_devices.errors import ConvertError, CorruptArtifact, UnsupportedArchitecture
+from wattwise_runtimes.text.backend import merges_from_scores
 from wattwise_runtimes.text.vocabulary import NORMAL, SPACE, UNUSED, USER_DEFINED, Vocabulary
 
 PREFIX = "tokenizer.ggml."
+MERGE_TOLERANCE = 0.01  # of the pairs: converters of SentencePiece files differ in a few
 _MODELS = {"spm": "llama", "bpe": "gpt2"}
 _IDS = {
     "bos_id": "bos_token_id",
@@ -39,7 +41,9 @@ def gguf_fields(vocabulary: Vocabulary, size: int | None = None) -> dict[str, An
         kinds.append(UNUSED)
         scores.append(0.0)
     spm = vocabulary.model == "spm"
-    if spm:  # llama.cpp looks for user-defined tokens in the text as typed
+    if spm:
+        _check_scores_suffice(vocabulary)
+        # llama.cpp looks for user-defined tokens in the text as typed.
         tokens = [t.replace(SPACE, " ") if k == USER_DEFINED else t for t, k in zip(tokens, kinds, strict=True)]
     fields: dict[str, Any] = {
         PREFIX + "model": _MODELS[vocabulary.model],
@@ -64,6 +68,27 @@ def gguf_fields(vocabulary: Vocabulary, size: int | None = None) -> dict[str, An
     fields.update(_template_fields(vocabulary))
     fields.update(_own_fields(vocabulary))
     return fields
+
+
+def _check_scores_suffice(vocabulary: Vocabulary) -> None:
+    """GGUF keeps scores and no merges here: any two tokens that join into a token may be joined.
+
+    Vocabularies made by SentencePiece list just those pairs. One trained as BPE in the first place lists fewer,
+    and would be read differently.
+    """
+    if not vocabulary.merges:
+        return
+    normal = {text for text, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True) if kind == NORMAL}
+    listed = {tuple(merge.split(" ")) for merge in vocabulary.merges}
+    listed = {pair for pair in listed if {*pair, "".join(pair)} <= normal}
+    possible = set(merges_from_scores(vocabulary))
+    different = len(listed ^ possible)
+    if different > MERGE_TOLERANCE * len(possible):
+        raise ConvertError(
+            f"the vocabulary lists {len(listed)} merges where its tokens allow {len(possible)} ({different} differ). "
+            "GGUF has no place for such a list beside byte fallback; convert to ONNX, or give the model a "
+            "SentencePiece tokenizer.model or a byte-level vocabulary."
+        )
 
 
 def _template_fields(vocabulary: Vocabulary) -> dict[str, Any]:

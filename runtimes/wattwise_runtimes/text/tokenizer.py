@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from wattwise_devices.errors import CorruptArtifact
+from wattwise_devices.errors import CorruptArtifact, PlanError
 from wattwise_runtimes.text.backend import build
 from wattwise_runtimes.text.vocabulary import (
     BYTE,
+    BYTE_SPELLING,
     CONTROL,
     SPACE,
     UNKNOWN,
@@ -83,6 +84,8 @@ class Tokenizer:
             return []
         # Lone surrogates (undecodable bytes of a terminal) have no UTF-8 form.
         clean = text.encode("utf-8", "replace").decode() if not text.isascii() else text
+        if self._missing:
+            self._refuse_missing(clean)
         with self._lock:
             backend.encode_special_tokens = not parse_special
             encoding = backend.encode(clean, add_special_tokens=False)
@@ -102,6 +105,23 @@ class Tokenizer:
         middle = (start + stop) // 2
         before = self._encode(self._backend, text[:middle], False)
         return before + self._encode(self._continuing, text[middle:], False)
+
+    @cached_property
+    def _missing(self) -> frozenset[int]:
+        """Bytes that a byte-level vocabulary cannot spell: text with one would silently lose it."""
+        if self.vocabulary.model != "bpe":
+            return frozenset()
+        known = set(self.vocabulary.tokens)
+        return frozenset(byte for byte, spelling in BYTE_SPELLING.items() if spelling not in known)
+
+    def _refuse_missing(self, text: str) -> None:
+        for character in set(text):
+            if not self._missing.isdisjoint(character.encode()):
+                raise PlanError(
+                    f"the text has {character!r}, which this vocabulary cannot spell (it lacks {len(self._missing)} of "
+                    "the 256 bytes). Leave the character out or use another model.",
+                    ("the text", "the vocabulary"),
+                )
 
     @cached_property
     def _continuing(self) -> Any:
