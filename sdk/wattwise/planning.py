@@ -90,7 +90,7 @@ class Plan:
         budget = format_bytes(self.budget_bytes)
         lines = [
             f"{self.model}: {spec.architecture}, {spec.parameters() / 1e6:.1f}M parameters, {self.artifact.quant}",
-            f"engine   {self.engine} on the CPU, {self.threads} threads to decode, {self.threads_batch} to read",
+            f"engine   {self.engine} on the CPU, threads: {self.threads} to decode, {self.threads_batch} to read",
             f"context  {self.context} of {spec.context} tokens, KV in {self.kv_type}, read {self.chunk} at a time",
             f"memory   {format_bytes(ledger.total)} of {budget} ({self.budget_source}): weights "
             f"{format_bytes(ledger.weights)}, kv {format_bytes(ledger.kv)}, compute {format_bytes(ledger.compute)}, "

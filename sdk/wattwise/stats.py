@@ -54,15 +54,34 @@ class Stats:
         }
 
     def line(self) -> str:
-        """One line for people, e.g. `214 tok · 11.9 tok/s · ttft 0.8 s · kv 0.62 GiB`."""
+        """One line for people that fits a narrow terminal: `214 tok · 11.9 tok/s · ttft 0.80 s · kv 312 · 1.2 GiB`."""
         parts = [f"{self.predicted_n} tok"]
         if self.predicted_per_second is not None:
             parts.append(f"{self.predicted_per_second:.1f} tok/s")
         if self.ttft_ms is not None:
             parts.append(f"ttft {self.ttft_ms / 1e3:.2f} s")
-        parts.append(f"prompt {self.prompt_n}+{self.cache_n} cached")
-        parts.append(f"kv {self.kv_tokens} tok, {format_bytes(self.kv_bytes)}")
-        parts.append(f"peak {format_bytes(self.mem_peak_bytes)}")
-        energy = None if self.prompt_j is None or self.predicted_j is None else self.prompt_j + self.predicted_j
-        parts.append("energy n/a" if energy is None else f"{energy:.1f} J ({self.energy_source})")
+        parts.append(f"kv {self.kv_tokens}")
+        parts.append(format_bytes(self.mem_peak_bytes))
+        parts.append("J n/a" if self.energy_j is None else f"{self.energy_j:.1f} J ({self.energy_source})")
         return " · ".join(parts)
+
+    def details(self) -> str:
+        """All figures in words."""
+        reading, speaking = self.prompt_per_second, self.predicted_per_second
+        energy = "no meter" if self.energy_j is None else f"{self.energy_j:.1f} J, {self.energy_source}"
+        lines = [
+            f"prompt   {self.prompt_n} tokens read, {self.cache_n} reused, {self.prompt_ms:.0f} ms"
+            + (f", {reading:.1f} tok/s" if reading is not None else ""),
+            f"reply    {self.predicted_n} tokens, {self.predicted_ms:.0f} ms"
+            + (f", {speaking:.1f} tok/s" if speaking is not None else ""),
+            f"kv       {self.kv_tokens} tokens, {format_bytes(self.kv_bytes)}",
+            f"memory   {format_bytes(self.mem_peak_bytes)} at the peak, weights {format_bytes(self.weights_bytes)}",
+            f"energy   {energy}",
+            f"seed     {self.seed}",
+        ]
+        return "\n".join(lines)
+
+    @property
+    def energy_j(self) -> float | None:
+        """Of prompt and reply together; None if either was not measured."""
+        return None if self.prompt_j is None or self.predicted_j is None else self.prompt_j + self.predicted_j

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, TextIO
 from wattwise.model import Model
 from wattwise.reply import Reply
 from wattwise_devices.errors import ContextOverflow, Error
+from wattwise_tui.wrap import WordWrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +90,13 @@ class PlainChat:
         before = list(self._chat.messages)
         try:
             stream = start()
+            screen = WordWrap(self._out, self._width())
             with stream:
                 try:
                     for piece in stream:
-                        self._out.write(piece.text)
-                        self._out.flush()
+                        screen.write(piece.text)
                 except KeyboardInterrupt:
-                    self._out.write(" [stopped]")
+                    screen.write(" [stopped]")
         except ContextOverflow as error:
             self._chat.messages = before
             self._say(f"{error} (/new starts over, /undo takes a turn back)")
@@ -131,8 +133,11 @@ class PlainChat:
         return line if line else None
 
     def _say(self, text: str) -> None:
-        self._out.write(text + "\n")
-        self._out.flush()
+        WordWrap(self._out, self._width()).write(text + "\n")
+
+    def _width(self) -> int:
+        """Columns to fill; over a pipe there is no edge."""
+        return shutil.get_terminal_size().columns if self._out.isatty() else sys.maxsize
 
     # The commands, in the order /help shows them.
 
@@ -162,7 +167,7 @@ class PlainChat:
     def _stats(self, word: str) -> None:
         if word in ("on", "off"):
             self._show_stats = word == "on"
-        self._say(self._last.stats.line() if self._last else "no reply yet")
+        self._say(self._last.stats.details() if self._last else "no reply yet")
         self._say(str(self._model.report()))
 
     def _save(self, name: str) -> None:
