@@ -51,6 +51,11 @@ def export(
     zero_points: asymmetric blocks, a little more exact, larger and slower. context: that genai allocates for.
     on_progress: gets 0..1, may return False to stop. Raises FileExistsError if the folder is there.
     """
+    if checkpoint.spec.head_dim % 8:
+        raise ConvertError(
+            f"onnxruntime's attention wants a head size that is a multiple of 8; this model has "
+            f"{checkpoint.spec.head_dim}. Convert it to GGUF instead."
+        )
     storage = _storage(quant, block, head_bits, zero_points)
     wanted = checkpoint.spec.context if context is None else context
     with atomic_folder(Path(folder), overwrite=overwrite) as partial:

@@ -14,7 +14,7 @@ from typing import Any
 
 from wattwise_devices.errors import BackendError, BackendUnavailable, LoadError
 
-LOG_ERRORS_ONLY = 3
+LOG_FATAL_ONLY = 4  # errors are raised, they need not be on the terminal as well
 PROVIDERS = ["CPUExecutionProvider"]
 _IDENTITY = bytes.fromhex(  # an ONNX model of one node: y = x, both float32 [1]
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a"
@@ -37,7 +37,7 @@ def open_session(model: Path | bytes, *, folder: Path, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = LOG_ERRORS_ONLY
+    options.log_severity_level = LOG_FATAL_ONLY
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     if isinstance(model, bytes):
