@@ -92,6 +92,11 @@ def test_every_element_type_in_both_stores(kind: int) -> None:
             parse_onnx(model(tensor).SerializeToString(), HERE)
 
 
+def test_large_attributes_of_standard_operators_are_fine() -> None:
+    node = helper.make_node("Slice", ["x"], ["y"], ends=[(1 << 63) - 1], starts=[-1])
+    assert parse_onnx(_graph_change(node=[node]).SerializeToString(), HERE).ops["", "Slice"] == 1
+
+
 def test_dtype_names_are_those_of_onnx() -> None:
     for number, (name, bits) in DTYPES.items():
         official = TensorProto.DataType.Name(number).lower()
@@ -130,6 +135,10 @@ def _graph_change(**lists: list[Any]) -> onnx.ModelProto:
     return made
 
 
+def _contrib(op: str, **attributes: Any) -> onnx.ModelProto:
+    return _graph_change(node=[helper.make_node(op, [], [], domain="com.microsoft", **attributes)])
+
+
 _X = helper.make_tensor_value_info("x", 1, [2])
 REFUSED: dict[str, tuple[onnx.ModelProto | bytes, str, str]] = {  # name: (file, part of field, part of message)
     "ir_version": (model(ir_version=2), "ir_version", "3 to 14"),
@@ -161,6 +170,13 @@ REFUSED: dict[str, tuple[onnx.ModelProto | bytes, str, str]] = {  # name: (file,
     "segment": (model(TensorProto(name="w", segment=TensorProto.Segment(begin=0))), "segment", "whole tensors"),
     "constant": (
         _graph_change(node=[helper.make_node("Constant", [], ["k"], value=raw("k", (9,)))]), "raw_data length", "36",
+    ),
+    "attribute that onnxruntime cuts to 0 and divides by": (  # found by fuzzing: signal 8 in GroupQueryAttention
+        _contrib("GroupQueryAttention", num_heads=1 << 32),
+        "attribute of GroupQueryAttention: whole number", "32 bits",
+    ),
+    "list attribute of a contrib operator": (
+        _contrib("A", v=[1, -(1 << 40)]), "number", "32 bits",
     ),
     "cut": (model(raw()).SerializeToString()[:-3], "length of field", "bytes left"),
     "endless varint": (b"\x08" + b"\xff" * 11, "variable-length number", "10 bytes"),

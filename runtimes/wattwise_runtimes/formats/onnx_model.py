@@ -10,7 +10,7 @@ Format: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -200,11 +200,12 @@ def _node(message: Message, walk: _Walk, depth: int) -> None:
     if walk.nodes > MAX_NODES:
         raise message.fail("number of nodes", walk.nodes, f"at most {MAX_NODES}")
     kind = domain = ""
+    attributes: list[Message] = []
     for number, value in message.fields({1: BYTES, 2: BYTES, 3: BYTES, 4: BYTES, 5: BYTES, 7: BYTES}, single=(3, 4, 7)):
         if isinstance(value, int):
             continue
         if number == 5:
-            _attribute(value.named("attribute"), walk, depth)
+            attributes.append(value.named("attribute"))
             continue
         text = value.text(MAX_NAME_BYTES)
         if number == 4:
@@ -216,14 +217,18 @@ def _node(message: Message, walk: _Walk, depth: int) -> None:
     if kind == "EPContext":
         raise _unsupported(message.path, "EPContext nodes (compiled blobs of one device)")
     walk.ops[domain, kind] += 1
+    for attribute in attributes:
+        _attribute(attribute.named(f"attribute of {kind}"), walk, depth, small=domain == "com.microsoft")
 
 
-def _attribute(message: Message, walk: _Walk, depth: int) -> None:
-    wires = {1: BYTES, 5: BYTES, 6: BYTES, 10: BYTES, 11: BYTES, 14: BYTES, 15: BYTES, 22: BYTES, 23: BYTES}
-    for number, value in message.fields(wires, single=(1, 5, 6, 14, 22)):
-        if isinstance(value, int):
-            continue
-        if number == 1:
+def _attribute(message: Message, walk: _Walk, depth: int, *, small: bool) -> None:
+    """small: whole numbers must fit 32 bits; onnxruntime's own operators cut them to that, and divide by the rest."""
+    wires = dict.fromkeys((1, 5, 6, 10, 11, 14, 15, 22, 23), BYTES) | {3: VARINT, 8: VARINT}
+    for number, value in message.fields(wires, single=(1, 3, 5, 6, 14, 22)):
+        if isinstance(value, int) or number in (3, 8):
+            if small:
+                _check_32_bits(message, [value] if isinstance(value, int) else value.packed())
+        elif number == 1:
             value.named("attribute name").text(MAX_NAME_BYTES)
         elif number in (5, 10):
             walk.tensor(value, "tensor attribute")
@@ -231,6 +236,12 @@ def _attribute(message: Message, walk: _Walk, depth: int) -> None:
             _graph(value.named("subgraph"), walk, depth + 1)
         else:
             raise _unsupported(message.path, "attributes of sparse tensors or types")
+
+
+def _check_32_bits(message: Message, numbers: Iterable[int]) -> None:
+    for number in map(signed, numbers):
+        if not -(1 << 31) <= number < 1 << 31:
+            raise message.fail("whole number", number, "32 bits")
 
 
 def _value_info(message: Message, *, need_tensor: bool) -> OnnxValue:
