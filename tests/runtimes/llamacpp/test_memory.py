@@ -39,7 +39,7 @@ later = BACKEND.warm_up()
 warm = resident_memory().resident_bytes + later
 engine = BACKEND.load(made, load)
 vocab = engine.spec.vocab
-engine.forward(Batch([(7 * i) % vocab for i in range(load.context - 8)]))
+engine.forward(Batch([(7 * i) % vocab for i in range(load.context - 8)]), lambda: False)  # in its thread
 for i in range(8):
     engine.forward(Batch([i % vocab]))
 assert engine.kv.length == load.context

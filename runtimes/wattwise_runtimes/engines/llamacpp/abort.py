@@ -4,14 +4,16 @@ llama.cpp asks an abort callback after every node of the graph, hundreds of time
 would cost a good tenth of decode speed, so the callback is a native function, `ggml_is_empty`, which answers
 whether a tensor has a zero dimension, and its argument is a block of our memory posing as a tensor: filled with
 ones the tensor has elements (go on), filled with zeros it has none (stop). No offset inside ggml's struct is
-assumed. A thread of ours watches the caller's `cancelled()` while a long computation runs, and empties the tensor.
+assumed. Long computations run in a thread, while the caller's thread stays in Python: there it polls `cancelled()`
+and takes Ctrl-C at once, which it could not while it was inside native code itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 _BLOCK_BYTES = 4096  # more than any ggml_tensor
@@ -36,35 +38,40 @@ class AbortFlag:
         ctypes.memset(self._block, 1, _BLOCK_BYTES)
 
 
-class Watch:
-    """While active, polls `cancelled` from a thread and sets the flag when it turns true.
+class Watched:
+    """Runs native calls in a thread of its own and stops them when the caller no longer wants them."""
 
-    An exception from `cancelled` also stops the computation; it is raised again on leaving.
-    """
+    def __init__(self, flag: AbortFlag) -> None:
+        self._flag = flag
+        self._executor: ThreadPoolExecutor | None = None  # made on first use; one thread, so one OpenMP team
 
-    def __init__(self, flag: AbortFlag, cancelled: Callable[[], bool]) -> None:
-        self._flag, self._cancelled = flag, cancelled
-        self._done = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="wattwise-cancel-watch", daemon=True)
+    def run(self, call: Callable[[], int], cancelled: Callable[[], bool]) -> int:
+        """The call's answer. Never returns or raises while the call is still running.
 
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self._flag.reset()
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
+        An exception here (Ctrl-C, or one from `cancelled`) stops the call, then goes on to the caller.
+        """
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="wattwise-compute")
+        future = self._executor.submit(call)
         try:
-            while not self._done.wait(POLL_SECONDS):
-                if self._cancelled():
+            while not _finished(future):
+                if cancelled():
                     self._flag.set()
-                    return
-        except BaseException as error:
-            self._error = error
-            self._flag.set()
+            return future.result()
+        finally:
+            while not future.done():  # also when Ctrl-C is pressed again
+                self._flag.set()
+                with contextlib.suppress(KeyboardInterrupt):
+                    _finished(future)
+            self._flag.reset()
+
+    def close(self) -> None:
+        """End the thread; nothing is running in it."""
+        if self._executor is not None:
+            self._executor.shutdown()
+
+
+def _finished(future: Future[int]) -> bool:
+    """Wait a moment for the call to finish."""
+    wait([future], timeout=POLL_SECONDS)
+    return future.done()

@@ -18,7 +18,7 @@ import numpy as np
 from wattwise_devices.errors import BackendError, ContextOverflow, PlanError
 from wattwise_runtimes.contracts import Batch, Capabilities, ForwardCancelled, Ledger, LoadSpec
 from wattwise_runtimes.engines.llamacpp import log, params
-from wattwise_runtimes.engines.llamacpp.abort import AbortFlag, Watch
+from wattwise_runtimes.engines.llamacpp.abort import AbortFlag, Watched
 from wattwise_runtimes.engines.llamacpp.batch import NativeBatch
 from wattwise_runtimes.engines.llamacpp.evidence import Evidence
 from wattwise_runtimes.engines.llamacpp.guards import NO_WINDOW
@@ -40,7 +40,7 @@ class LlamaEngine:
     ) -> None:  # fmt: skip
         self.spec, self.kv = spec, kv
         self._native, self._model, self._context, self._load = native, model, context, load
-        self._flag, self._evidence = flag, evidence
+        self._flag, self._watched, self._evidence = flag, Watched(flag), evidence
         self._chunk = params.chunk_tokens(load)
         self._output_rows = params.output_rows(spec, load)
         self._batch = NativeBatch(native, params.batch_tokens(load), max(1, load.tree_leaves))
@@ -88,6 +88,7 @@ class LlamaEngine:
         if not self._context:
             return
         self.kv.close()
+        self._watched.close()
         self._views.clear()
         context, model, self._context, self._model = self._context, self._model, 0, 0
         self._native.context_free(context)
@@ -163,8 +164,7 @@ class LlamaEngine:
         try:
             started = time.perf_counter()
             if cancelled is not None and rows * self._seconds_per_row > _WATCH_SECONDS:
-                with Watch(self._flag, cancelled):
-                    status = self._decode(self._context, self._struct)
+                status = self._watched.run(lambda: self._decode(self._context, self._struct), cancelled)
             else:
                 status = self._decode(self._context, self._struct)
             if status == 0:
