@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import random
+
 import numpy as np
 import pytest
 
 from text.llama_vocab import write_vocabulary
 from text.tiny import byte_level, spm
-from wattwise_devices.errors import ConvertError, CorruptArtifact, UnsupportedArchitecture
+from wattwise_devices.errors import ConvertError, CorruptArtifact, Error, UnsupportedArchitecture
 from wattwise_runtimes.text.backend import merges_from_scores
 from wattwise_runtimes.text.gguf_vocab import gguf_fields, vocabulary_from_gguf
 from wattwise_runtimes.text.sources import load_vocabulary
+from wattwise_runtimes.text.tokenizer import Tokenizer
 from wattwise_runtimes.text.vocabulary import USER_DEFINED
 
 FULL = spm(
@@ -84,3 +88,31 @@ def test_byte_level_needs_merges() -> None:
     del fields[P + "merges"]
     with pytest.raises(CorruptArtifact, match="merges"):
         vocabulary_from_gguf(fields)
+
+
+def test_fuzzed_metadata_gives_only_typed_errors() -> None:
+    rng = random.Random(3)
+    whole = [None, True, -1, 0, 2**40, 1e9, float("nan"), "", "x", [], ["a"] * 300, np.zeros(300, np.float32)]
+    texts = ["", " ", "a", "\0", "<s>", "<0x41>", "▁", "a b", " a", "a ", "\n", "日" * 50]
+    good = [gguf_fields(byte_level("qwen2", add_bos=True)), gguf_fields(spm())]
+    loaded = 0
+    for _ in range(1500):
+        fields = dict(rng.choice(good))
+        for _ in range(rng.randint(1, 2)):
+            key = rng.choice(list(fields))
+            value = fields[key]
+            if isinstance(value, (list, np.ndarray)) and len(value) and rng.random() < 0.8:
+                value = copy.copy(value)
+                value[rng.randrange(len(value))] = rng.choice(texts) if isinstance(value, list) else rng.randint(-1, 7)
+            else:
+                value = rng.choice(whole)
+            fields[key] = value
+            if value is None:
+                del fields[key]
+        try:
+            tokenizer = Tokenizer(vocabulary_from_gguf(fields))
+            tokenizer.decode(tokenizer.encode("hello <s> ab\n  <|im_end|>\0 x", bos=True, parse_special=True))
+            loaded += 1
+        except Error:
+            continue
+    assert 100 < loaded < 1400

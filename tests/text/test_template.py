@@ -127,6 +127,9 @@ BOMBS = {
     "brackets": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
     "blocks": "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
     "many values": "".join(f"{{% set a{i} = ('a' * 4000000) + '' %}}" for i in range(400)),
+    "many slices": "{% set x = 'a' * 4000000 %}" + "".join(f"{{% set a{i} = x[1:] %}}" for i in range(400)),
+    "many parts": "{% set x = 'a' * 4000000 %}" + "".join(f"{{% set a{i} = x.split('b') %}}" for i in range(400)),
+    "many characters": "{% set x = 'a' * 4000000 %}" + "".join(f"{{% set a{i} = x | list %}}" for i in range(400)),
     "long source": "{% if ('a' * 4000000) == ('a' * 4000000) %}{% endif %}" * 300,
     "growing dict": f"{{% set n = namespace(d={{}}) %}}{{% for i in {MANY} %}}"
     "{% set n.d = dict(n.d, **{i | string: n.d}) %}{% endfor %}",
@@ -147,8 +150,16 @@ def test_bombs_end_quickly(name) -> None:
         tracemalloc.stop()
 
 
-def test_limit_grows_with_the_input() -> None:
-    """A long conversation is not a bomb."""
+def test_long_conversations_are_no_bombs() -> None:
+    """What a template looks at again and again is not counted again; the limit grows with the input."""
+    turns = [{"role": "user" if i % 2 == 0 else "assistant", "content": "some text " * 60} for i in range(1000)]
+    source = (
+        "{% set ns = namespace(last=-1) %}{% for m in messages[::-1] %}"
+        "{% set i = (messages | length - 1) - loop.index0 %}"
+        "{% if m.role == 'user' and ns.last < 0 %}{% set ns.last = i %}{% endif %}{% endfor %}"
+        "{% for m in messages %}{{ (m.content | trim).split('</think>')[-1].lstrip() ~ '\n' }}{% endfor %}{{ ns.last }}"
+    )
+    assert len(render(source, turns)) == 1000 * 600 + 3
     messages = [{"role": "user", "content": "x" * 100_000}] * 100
     assert len(render("{% for m in messages %}{{ m.content }}{% endfor %}", messages)) == 10_000_000
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wattwise_devices.errors import CorruptArtifact
+from wattwise_devices.errors import CorruptArtifact, Error
 from wattwise_runtimes.text.pretokenizers import DIGIT, GPT2, pre_tokenizer
 from wattwise_runtimes.text.vocabulary import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Vocabulary
 
@@ -43,7 +43,21 @@ def _listed_merges(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[st
 
 
 def build(vocabulary: Vocabulary) -> Any:
-    """A `tokenizers.Tokenizer` for this vocabulary."""
+    """A `tokenizers.Tokenizer` for this vocabulary. Whatever the library objects to is a CorruptArtifact."""
+    try:
+        return _build(vocabulary)
+    except Error:
+        raise
+    except BaseException as error:
+        # A panic of the library is no Exception; an interrupt of the user is none of its objections.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise CorruptArtifact(
+                "vocabulary", "content", str(error)[:200], "what a tokenizer can be made of"
+            ) from None
+        raise
+
+
+def _build(vocabulary: Vocabulary) -> Any:
     from tokenizers import Tokenizer, models
 
     ids = {text: i for i, text in enumerate(vocabulary.tokens)}

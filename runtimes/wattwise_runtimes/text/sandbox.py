@@ -4,7 +4,7 @@ jinja2's immutable sandbox keeps a template away from Python's insides, but not 
 that never end in practice, or from lists that hold each other a million times over. Three rules close that:
 
 - every statement and loop turn first looks at the clock and at the sum of what has been built so far;
-- every value that grows (operators, `~`, list and dict displays, filters, calls, output) is weighed, nested
+- every value that grows (operators, `~`, slices, list and dict displays, filters, calls) is weighed, nested
   containers with all they hold, and refused beyond a limit;
 - calls into C that could build something large from small parts are estimated before they run.
 
@@ -17,8 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-import time
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jinja2
@@ -27,90 +26,14 @@ import jinja2.sandbox
 from jinja2 import nodes
 from jinja2.utils import Namespace
 
+from wattwise_runtimes.text.template_meter import CONTAINERS, LimitError, Meter, weight_of
+
 MAX_INT_ARGUMENT = 1_000_000
 MAX_INT_BITS = 4096
-MAX_PRODUCED = 256 << 20  # characters and items over one rendering
 MAX_TOJSON_EXTRA = 100  # spaces of indentation, characters of separators
 _REMOVED_FILTERS = ("pprint", "random", "urlize", "wordwrap", "xmlattr")
-_CONTAINERS = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsView, Namespace)
 _WIDE_FORMAT = re.compile(r"\d{5,}|\*")
 _NESTED_FORMAT = re.compile(r"\{[^{}]*\{")
-
-
-class LimitError(jinja2.TemplateError):
-    """A template went past one of the limits."""
-
-
-class Meter:
-    """What one rendering may still use. Shared by every guard of one environment."""
-
-    def __init__(self) -> None:
-        self.deadline = 0.0
-        self.limit = 0
-        self.produced = 0
-        self.known: dict[int, int] = {}
-
-    def start(self, seconds: float, limit: int, known: dict[int, int]) -> None:
-        """Begin a rendering: its time, the largest weight of one value, weights of the input's containers."""
-        self.deadline = time.monotonic() + seconds
-        self.limit, self.produced, self.known = limit, 0, known
-
-    def tick(self) -> str:
-        """Refuse to go on after the deadline."""
-        if time.monotonic() > self.deadline:
-            raise LimitError("it took too long")
-        return ""
-
-    def weigh(self, value: Any) -> Any:
-        """The value, if it is not too large; adds to what was built so far."""
-        if isinstance(value, str):
-            weight = len(value)
-        elif isinstance(value, _CONTAINERS):
-            weight = weight_of(value, self)
-        else:
-            return value
-        if weight > self.limit:
-            raise LimitError(f"a value has more than {self.limit} characters and items")
-        self.produced += weight
-        if self.produced > MAX_PRODUCED:
-            raise LimitError(f"more than {MAX_PRODUCED} characters and items were built")
-        return value
-
-    def check_size(self, size: int) -> None:
-        """Refuse a result of this estimated size before it is made."""
-        if size > self.limit:
-            raise LimitError(f"a value of about {size} characters; at most {self.limit} are allowed")
-
-    def iterate(self, values: Iterator[Any]) -> Iterator[Any]:
-        """The values of a lazy filter, with a look at the clock between them."""
-        for value in values:
-            self.tick()
-            yield value
-
-
-def weight_of(value: Any, meter: Meter) -> int:
-    """Characters and items of a value, shared parts counted as often as they occur; stops beyond the limit."""
-    known, total, stack, turns = meter.known, 0, [value], 0
-    while stack and total <= meter.limit:
-        turns += 1
-        if turns % 4096 == 0:
-            meter.tick()
-        item = stack.pop()
-        if isinstance(item, str):
-            total += len(item) + 1
-            continue
-        total += known.get(id(item), 1)
-        if id(item) in known or not isinstance(item, _CONTAINERS):
-            continue
-        if isinstance(item, Namespace):
-            stack.extend(object.__getattribute__(item, "_Namespace__attrs").values())
-        elif isinstance(item, dict):
-            total += sum(len(key) for key in item if isinstance(key, str))
-            stack.extend(item.values())
-        else:
-            total += len(item)
-            stack.extend(item)
-    return total
 
 
 class SafeNamespace(Namespace):
@@ -171,8 +94,9 @@ class GuardedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def guarded_template(self, source: str) -> jinja2.Template:
         """Compile with a tick before every statement and a weight on every display and concatenation."""
         tree = self.parse(source)
-        for node in list(tree.find_all((nodes.Concat, nodes.List, nodes.Tuple, nodes.Dict))):
-            self._guard_expression(node)
+        for node in list(tree.find_all((nodes.Concat, nodes.List, nodes.Tuple, nodes.Dict, nodes.Getitem))):
+            if not isinstance(node, nodes.Getitem) or isinstance(node.arg, nodes.Slice):
+                self._guard_expression(node)
         for node in [tree, *tree.find_all(nodes.Stmt)]:
             for field in ("body", "else_"):
                 statements = getattr(node, field, None)
@@ -199,7 +123,7 @@ class GuardedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             name, arguments = "weigh", [inner]
         target = nodes.EnvironmentAttribute(name).set_lineno(node.lineno).set_environment(self)
         node.__class__ = nodes.Call  # pyright: ignore[reportAttributeAccessIssue]
-        for field in ("nodes", "items", "ctx"):
+        for field in ("nodes", "items", "arg", "ctx"):
             attributes.pop(field, None)
         attributes.update(node=target, args=arguments, kwargs=[], dyn_args=None, dyn_kwargs=None)
 
@@ -218,10 +142,10 @@ class GuardedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return self.meter.weigh("".join(parts))
 
     def _text(self, value: Any) -> str:
-        return value if isinstance(value, str) else str(self.meter.weigh(value))
+        return value if isinstance(value, str) else str(self.meter.check(value))
 
     def _finalize(self, value: Any) -> Any:
-        return self.meter.weigh(value)
+        return self.meter.check(value)
 
     def _concat(self, parts: Iterable[str]) -> str:
         parts = list(parts)
@@ -242,7 +166,7 @@ class GuardedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         elif operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, type(left)):
             self.meter.check_size(len(left) + len(right))
         elif operator == "%" and isinstance(left, str):
-            self.meter.weigh(right)
+            self.meter.check(right)
             self._check_format(left, right if isinstance(right, tuple) else (right,))
         return self.meter.weigh(super().call_binop(context, operator, left, right))
 
@@ -255,6 +179,7 @@ class GuardedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, (str, bytes)):
             args = __self._checked_method(owner, __obj.__name__, args, kwargs)
+            meter.add(len(owner))  # the parts that `split` and its kind return
         else:
             __self._check_arguments(args, kwargs)
         return meter.weigh(super().call(__context, __obj, *args, **kwargs))
@@ -279,8 +204,8 @@ class GuardedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         for value in (*args, *kwargs.values()):
             if isinstance(value, int) and abs(value) > MAX_INT_ARGUMENT:
                 raise LimitError(f"the number {str(value)[:20]} as an argument")
-            if isinstance(value, _CONTAINERS):
-                self.meter.weigh(value)
+            if isinstance(value, CONTAINERS):
+                self.meter.check(value)
 
     def _check_format(self, text: str, values: Iterable[Any]) -> None:
         if _WIDE_FORMAT.search(text):
@@ -396,7 +321,7 @@ def _estimate_sum(env: GuardedEnvironment, value: Any, rest: Any, kwargs: Any) -
 
 
 def _estimate_lazy(env: GuardedEnvironment, value: Any, rest: Any, kwargs: Any) -> Any:
-    return value if isinstance(value, (str, *_CONTAINERS)) or not isinstance(value, Iterable) else env._bounded(value)
+    return value if isinstance(value, (str, *CONTAINERS)) or not isinstance(value, Iterable) else env._bounded(value)
 
 
 _ESTIMATES: Mapping[str, Callable[[GuardedEnvironment, Any, Any, Any], Any]] = {
