@@ -94,3 +94,17 @@ def test_leftovers_of_dead_writers_go_and_those_of_living_ones_stay(tmp_path: Pa
     with atomic_folder(tmp_path / "d"):
         pass
     assert _names(tmp_path) == sorted([living.name, strange.name, "d", "f"])
+
+
+def test_a_folder_moved_aside_by_a_dead_writer_comes_back(tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    aside = tmp_path / f".model.{dead.stdout.strip()}.0.old"
+    aside.mkdir()
+    (aside / "weights").write_bytes(b"old")
+    with pytest.raises(FileExistsError), atomic_folder(tmp_path / "model"):
+        pass
+    assert (tmp_path / "model" / "weights").read_bytes() == b"old"
+    with atomic_folder(tmp_path / "model", overwrite=True) as partial:
+        (partial / "weights").write_bytes(b"new")
+    assert (tmp_path / "model" / "weights").read_bytes() == b"new"
+    assert _names(tmp_path) == ["model"]

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_SUFFIX = ".part"
+_SUFFIX = ".part"  # a file or folder that is being written
+_ASIDE = ".old"  # the folder that a new one is about to replace
 _numbers = itertools.count()
 
 
@@ -84,23 +85,30 @@ def sync_file(path: Path) -> None:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Delete temporary files and folders for this target whose writers no longer run."""
-    pattern = re.compile(re.escape(f".{target.name}.") + r"(\d+)\.\d+" + re.escape(_SUFFIX))
+    """Delete temporary files and folders for this target whose writers no longer run.
+
+    A folder that was moved aside by a writer that died before it put the new one in place is moved back.
+    """
+    suffixes = f"({re.escape(_SUFFIX)}|{re.escape(_ASIDE)})"
+    pattern = re.compile(re.escape(f".{target.name}.") + r"(\d+)\.\d+" + suffixes)
     if not target.parent.is_dir():
         return
     for path in target.parent.iterdir():
         match = pattern.fullmatch(path.name)
         if match and not _runs(int(match[1])):
-            if path.is_dir() and not path.is_symlink():
+            if match[2] == _ASIDE and not target.exists():
+                os.rename(path, target)
+            elif path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
 
 def _begin(target: Path, overwrite: bool) -> Path:
+    if target.parent.is_dir():
+        remove_leftovers(target)
     _refuse_existing(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(target)
     return target.parent / f".{target.name}.{os.getpid()}.{next(_numbers)}{_SUFFIX}"
 
 
@@ -114,9 +122,13 @@ def _put_in_place(partial: Path, target: Path) -> None:
     if not target.exists():
         os.rename(partial, target)
         return
-    old = target.parent / f".{target.name}.{os.getpid()}.{next(_numbers)}{_SUFFIX}"
+    old = target.parent / f".{target.name}.{os.getpid()}.{next(_numbers)}{_ASIDE}"
     os.rename(target, old)
-    os.rename(partial, target)
+    try:
+        os.rename(partial, target)
+    except OSError:
+        os.rename(old, target)
+        raise
     if old.is_dir() and not old.is_symlink():
         shutil.rmtree(old, ignore_errors=True)
     else:

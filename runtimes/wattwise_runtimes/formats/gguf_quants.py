@@ -63,7 +63,8 @@ def _with_gguf(blocks: np.ndarray, type_name: str) -> np.ndarray:
             f"tensors of type {type_name} cannot be read as numbers: it is a format of intermediate results. "
             "Convert the model again from its source."
         )
-    from gguf import GGMLQuantizationType, quants
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
 
     info = TYPE_BY_NAME[type_name]
     kind = GGMLQuantizationType(info.number)
@@ -71,6 +72,6 @@ def _with_gguf(blocks: np.ndarray, type_name: str) -> np.ndarray:
     step = max(1, _PIECE_ELEMENTS // info.block)  # in pieces, since its temporaries are several times the result
     for first in range(0, len(blocks) // info.block_bytes, step):
         piece = blocks[first * info.block_bytes : (first + step) * info.block_bytes]
-        decoded = quants.dequantize(piece.reshape(1, -1), kind).reshape(-1)
+        decoded = dequantize(piece.reshape(1, -1), kind).reshape(-1)
         values[first * info.block : first * info.block + decoded.size] = decoded
     return values
