@@ -56,7 +56,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, help="random if not given; printed")
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="gguf safetensors onnx json tokenizer llama llama-fields ..."
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="gguf safetensors onnx json tokenizer llama llama-fields onnxruntime onnx-fields tokenizers",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "fuzz-findings")
     return parser.parse_args()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 TIMEOUT_S = 20.0
+MEMORY_BYTES = 8 << 30  # of address space, so that a hostile size fails in the child alone
 Library = Literal["llama", "onnx", "tokenizers"]
 
 
@@ -51,16 +53,27 @@ def _llama() -> Callable[[str], bool]:
 
 
 def _onnx() -> Callable[[str], bool]:
-    """Make a session of an ONNX file, as the engine would."""
+    """Make a session of an ONNX file and run it on ones, first without a past, then with one."""
+    import numpy as np
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)
+    types = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
     def run(path: str) -> bool:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         try:
-            onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            for new, past in ((2, 0), (1, 2)):
+                sizes = {"sequence_length": new, "past_sequence_length": past, "total_sequence_length": new + past}
+                feed = {}
+                for value in session.get_inputs():
+                    shape = [d if isinstance(d, int) else sizes.get(d, 1) for d in value.shape]
+                    feed[value.name] = np.ones(shape, types.get(value.type, np.float32))
+                if "logits_rows" in feed:
+                    feed["logits_rows"][:] = 0
+                session.run(None, feed)
         except Exception:
             return False
         return True
@@ -88,6 +101,7 @@ def _serve(library: str) -> None:
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # an abort prints a backtrace
             os._exit(0 if run(line.rstrip("\n")) else 1)
         print(_wait(pid), flush=True)

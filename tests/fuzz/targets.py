@@ -20,8 +20,10 @@ from safetensors.numpy import save
 from fuzz.drafts import draft_of, mutate_draft
 from fuzz.mutate import Mutator
 from fuzz.native_probe import Library
+from fuzz.onnx_changes import mutate_onnx
 from fuzz.tiny_gguf import Draft, bpe_vocab, llama_model
 from support.gguf_files import write_tiny_gguf
+from support.onnx_folders import write_onnx_folder
 from support.specs import TINY_SPECS, random_weights
 from wattwise_devices.errors import Error
 from wattwise_runtimes.formats.gguf import parse_gguf
@@ -117,6 +119,7 @@ def native_targets(folder: Path) -> list[tuple[Library, str, Target]]:
         ("llama", "llama_cpp", Target("llama", [path.read_bytes() for path in paths], run)),
         ("llama", "llama_cpp", Target("llama-fields", [], run, make=_changed_models(folder, paths))),
         ("onnx", "onnxruntime", replace(checked["onnx"], name="onnxruntime")),
+        ("onnx", "onnxruntime", Target("onnx-fields", [], checked["onnx"].run, make=_changed_graphs(folder))),
         ("tokenizers", "tokenizers", replace(checked["tokenizer"], name="tokenizers")),
     ]
 
@@ -139,6 +142,18 @@ def _changed_models(folder: Path, paths: list[Path]) -> Callable[[random.Random]
                 continue
 
     return make
+
+
+def _changed_graphs(folder: Path) -> Callable[[random.Random], bytes]:
+    """Quantised decoders with other attributes, weights and wires; their data stands in the file."""
+    models = []
+    for quant in ("int4", "fp32"):
+        write_onnx_folder(folder / quant, TINY_SPECS["llama"], random_weights(TINY_SPECS["llama"]), quant=quant)
+        models.append(onnx.load(folder / quant / "model.onnx"))
+        for tensor in models[-1].graph.initializer:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+
+    return lambda rng: mutate_onnx(rng.choice(models), rng)
 
 
 def _validate_gguf(folder: Path) -> Callable[[bytes], None]:
