@@ -61,7 +61,7 @@ def _arguments() -> argparse.Namespace:
         metavar="NAME",
         help="gguf safetensors onnx json tokenizer llama llama-fields onnxruntime onnx-fields tokenizers",
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "fuzz-findings")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "fuzz-findings")
     return parser.parse_args()
 
 
