@@ -37,8 +37,9 @@ class OnnxBackend:
             name="onnx", version=f"onnxruntime {version}", formats=("onnx",), kv_types=("f32",), devices=("cpu",)
         )
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> int:
         ort_session.warm_up()
+        return 0
 
     def estimate(self, artifact: Artifact, spec: LoadSpec) -> Ledger:
         folder = _checked_folder(artifact)
