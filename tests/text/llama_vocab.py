@@ -13,11 +13,13 @@ from wattwise_runtimes.text.gguf_vocab import gguf_fields
 from wattwise_runtimes.text.vocabulary import Vocabulary
 
 
-def write_vocabulary(vocabulary: Vocabulary, path: Path) -> Path:
+def write_vocabulary(vocabulary: Vocabulary, path: Path, name: str = "") -> Path:
     """A GGUF file with this vocabulary and no tensors."""
     import gguf
 
     writer = gguf.GGUFWriter(path, "llama")
+    if name:
+        writer.add_name(name)
     for key, value in gguf_fields(vocabulary).items():
         if isinstance(value, bool):
             writer.add_bool(key, value)

@@ -88,6 +88,18 @@ def test_real_vocabularies(name, specials, tmp_path) -> None:
     agree(load_tokenizer(DATA / name), tmp_path / "v.gguf", samples, specials=specials)
 
 
+def test_phi3_by_name(tmp_path) -> None:
+    """llama.cpp knows by the model's name that Phi-3's special tokens swallow the blanks after them."""
+    pieces = ("▁", "a", "b", "\n", "<|end|>", "<|user|>", "<|endoftext|>")
+    plain = spm(pieces)
+    kinds = tuple(3 if text.startswith("<|") else kind for text, kind in zip(plain.tokens, plain.kinds, strict=True))
+    path = write_vocabulary(dataclasses.replace(plain, kinds=kinds), tmp_path / "v.gguf", name="Phi-3 Mini")
+    ours = load_tokenizer(path)
+    with llama_vocabulary(path) as theirs:
+        for text in ("<|user|>\n  a<|end|>\n<s> b</s> a", "a <|end|>  <|user|>", "<s>\n<unk> a"):
+            assert ours.encode(text, parse_special=True) == theirs.encode(text, parse_special=True)
+
+
 @needs_data
 def test_padding_to_the_embedding(tmp_path) -> None:
     """Rows of the embedding beyond the vocabulary become unused tokens that llama.cpp accepts."""

@@ -7,14 +7,14 @@ skip.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from wattwise_devices.errors import ConvertError, CorruptArtifact, UnsupportedArchitecture
 from wattwise_runtimes.text.backend import merges_from_scores
-from wattwise_runtimes.text.vocabulary import NORMAL, SPACE, UNUSED, USER_DEFINED, Vocabulary
+from wattwise_runtimes.text.vocabulary import CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
 PREFIX = "tokenizer.ggml."
 MERGE_TOLERANCE = 0.01  # of the pairs: converters of SentencePiece files differ in a few
@@ -147,8 +147,19 @@ def vocabulary_from_gguf(fields: Mapping[str, Any], path: object = "GGUF file") 
         add_space_prefix=_get(fields, path, "add_space_prefix", bool, True) if spm else False,
         **_ids(fields, path, spm, count),
         **_templates(fields, path),
-        **_own(fields, path),
+        **{**_known_models(fields, tokens, kinds), **_own(fields, path)},
     )
+
+
+def _known_models(fields: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int] | None) -> dict[str, Any]:
+    """What other programs' files leave to the model's name: Phi-3's special tokens swallow the blanks after them."""
+    name = str(fields.get("general.name", "")).lower()
+    if kinds is None or not ("phi-3" in name or "phi3" in name):
+        return {}
+    plain = ("<unk>", "<s>", "<|endoftext|>")
+    special = (UNKNOWN, CONTROL, USER_DEFINED)
+    ids = (i for i, kind in enumerate(kinds) if kind in special and tokens[i] not in plain)
+    return {"rstrip_ids": frozenset(ids)}
 
 
 # llama.cpp puts BOS in front for these names unless the file says otherwise.
