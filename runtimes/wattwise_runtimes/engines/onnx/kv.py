@@ -6,6 +6,7 @@ Rows beyond `length` are free: rolling back costs nothing, evicting moves the la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from wattwise_runtimes.contracts import KVView
 from wattwise_runtimes.kv_blob import pack_rows, unpack_rows
 from wattwise_runtimes.spec import ModelSpec
 
+_LINE_BYTES = 64
 KV_NAMES = {np.float32: "f32", np.float16: "f16"}
 
 
@@ -164,7 +166,12 @@ class OnnxKV:
 
 
 def _resident(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Zeros whose pages exist from the start, so that a full context needs no more memory than an empty one."""
-    array = np.empty(shape, dtype)
-    array.fill(0)
-    return array
+    """Zeros whose pages exist from the start, so that a full context needs no more memory than an empty one.
+
+    On cache lines: numpy aligns to 16 bytes only, and every vector load of the attention would touch two lines.
+    """
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(nbytes + _LINE_BYTES, np.uint8)
+    raw.fill(0)
+    start = -raw.ctypes.data % _LINE_BYTES
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
