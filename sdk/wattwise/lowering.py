@@ -1,15 +1,19 @@
 """A GGUF file for the ONNX engine: lowered once by the converter, kept in the cache, found again by content.
 
-The one place where the SDK reaches over to the converter; imported only when it is needed.
+The conversion runs in a child process, so that its memory is not part of the process whose budget was planned. The one
+place where the SDK reaches over to the converter; imported only when it is needed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from wattwise.paths import cache_dir
+from wattwise_devices.errors import ConvertError
 from wattwise_runtimes.contracts import Artifact
 
 # The weight type that holds the GGUF's own values exactly or nearest, by commonest type of the file.
@@ -17,7 +21,7 @@ _QUANT = {"f32": "fp32", "bf16": "fp32", "f16": "fp16", "q8_0": "int8", "q6_k": 
 
 
 def onnx_folder_for(artifact: Artifact, on_progress: Callable[[float], object] | None = None) -> Path:
-    """The ONNX folder that corresponds to a GGUF artifact; made on first use."""
+    """The ONNX folder that corresponds to a GGUF artifact; made on first use. Raises ConvertError."""
     from wattwise import __version__
 
     digest = hashlib.sha256(__version__.encode())
@@ -25,11 +29,37 @@ def onnx_folder_for(artifact: Artifact, on_progress: Callable[[float], object] |
         while block := file.read(1 << 20):
             digest.update(block)
     folder = cache_dir() / "lowered" / digest.hexdigest()[:32]
-    if (folder / "genai_config.json").is_file():
-        return folder
+    if not (folder / "genai_config.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _lower_in_child(artifact.path, folder, _QUANT.get(artifact.quant, "int4"), on_progress)
+    return folder
+
+
+def _lower_in_child(source: Path, folder: Path, quant: str, on_progress: Callable[[float], object] | None) -> None:
+    command = [sys.executable, "-m", "wattwise.lowering", str(source), str(folder), quant]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            for line in child.stdout or ():
+                if on_progress is not None:
+                    on_progress(float(line))
+            problem = child.stderr.read() if child.stderr is not None else ""
+        except BaseException:  # Ctrl-C: the converter leaves nothing behind when it ends
+            child.terminate()
+            raise
+    if child.returncode != 0:
+        last = (problem.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        raise ConvertError(f"{source} could not be lowered to ONNX: {last}")
+
+
+def _child(source: Path, folder: Path, quant: str) -> None:
     from wattwise_convert.api import convert
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    quant = _QUANT.get(artifact.quant, "int4")
-    convert(artifact.path, folder, to="onnx", quant=quant, block=32, on_progress=on_progress)
-    return folder
+    def tell(fraction: float) -> None:
+        sys.stdout.write(f"{fraction:.4f}\n")
+        sys.stdout.flush()
+
+    convert(source, folder, to="onnx", quant=quant, block=32, on_progress=tell)
+
+
+if __name__ == "__main__":
+    _child(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
