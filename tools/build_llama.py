@@ -93,8 +93,7 @@ def ensure(python: str, jobs: int) -> str:
     recipe = build_recipe(python)
     wheel = cached_wheel(cache, recipe)
     if wheel is not None:
-        with contextlib.suppress(BuildError):
-            install(python, wheel)
+        install(python, wheel)
         if works(python):
             return f"installed {PACKAGE} {VERSION} from {wheel}"
         print("the cached wheel does not work here; building it again")

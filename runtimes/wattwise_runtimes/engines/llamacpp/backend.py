@@ -35,7 +35,7 @@ class LlamaBackend:
                 notes.append(f"tested with {TESTED_VERSION}, installed is {lib.version}")
             return Capability(
                 name=self.name, version=f"llama-cpp-python {lib.version}", formats=("gguf",), kv_types=KV_TYPES,
-                devices=tuple(d.name for d in devices(lib)), notes=tuple(notes),
+                devices=tuple(d.name for d in devices(lib) if d.kind == "cpu"), notes=tuple(notes),
             )  # fmt: skip
         except (BackendUnavailable, AttributeError, OSError):  # missing, or a build that lacks a function
             return None

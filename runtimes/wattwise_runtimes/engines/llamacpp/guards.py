@@ -18,6 +18,8 @@ from wattwise_runtimes.formats.gguf_llama import validate_for_llama
 from wattwise_runtimes.spec import ModelSpec
 
 MAX_TREE_LEAVES = 255  # llama.cpp has 256 sequences, one is the text itself
+MAX_CONTEXT = 2**31 - 256  # its positions are 32-bit
+MAX_THREADS = 512  # GGML_MAX_N_THREADS
 CELL_PADDING = 256  # llama.cpp rounds the context up to this many cells
 NO_WINDOW = ("llama", "mistral", "qwen2", "qwen3", "phi3")  # architectures that llama.cpp runs without one
 
@@ -56,13 +58,11 @@ def padded_cells(context: int) -> int:
 
 
 def _check_counts(load: LoadSpec) -> None:
-    for name in ("context", "chunk", "threads"):
-        if getattr(load, name) < 1:
-            raise PlanError(
-                f"{name} must be at least 1, got {getattr(load, name)}", clash=(name, "the llamacpp engine")
-            )
-    if load.threads_batch is not None and load.threads_batch < 1:
-        raise PlanError(f"threads_batch must be at least 1, got {load.threads_batch}")
+    limits = {"context": MAX_CONTEXT, "chunk": MAX_CONTEXT, "threads": MAX_THREADS, "threads_batch": MAX_THREADS}
+    for name, most in limits.items():
+        value = getattr(load, name)
+        if value is not None and not 1 <= value <= most:
+            raise PlanError(f"{name} must be 1 to {most}, got {value}", clash=(name, "the llamacpp engine"))
     if not 0 <= load.tree_leaves <= MAX_TREE_LEAVES:
         raise PlanError(
             f"tree_leaves is {load.tree_leaves}; llama.cpp has sequences for at most {MAX_TREE_LEAVES} leaves",

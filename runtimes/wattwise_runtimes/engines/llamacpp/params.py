@@ -3,6 +3,7 @@
 Weights are read into memory of our own (load mode "none"), never mapped: on most CPUs llama.cpp repacks quantised
 weights into buffers of its own, and a mapped file would then be resident a second time. Read this way, resident
 memory is the tensors once and predictable to the page; the price is that two processes do not share weights.
+Everything is computed on the CPU: where a layer runs is not yet part of a LoadSpec.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from wattwise_runtimes.engines.llamacpp.kv_types import kv_type
 from wattwise_runtimes.engines.llamacpp.native import Native
 from wattwise_runtimes.spec import ModelSpec
 
+_NO_DEVICES = (ctypes.c_void_p * 1)(None)
 _LOAD_MODE_NONE = 0
 _FLASH_ATTENTION_OFF, _FLASH_ATTENTION_ON = 0, 1
 _OUTPUT_BYTES = 2 << 20  # logits of one chunk, roughly; small beside the model, as most calls want one row
@@ -64,6 +66,8 @@ def sequences(load: LoadSpec) -> int:
 def model_params(native: Native) -> Any:
     """llama_model_params for loading all weights into memory."""
     params = native.api.llama_model_default_params()
+    params.devices = pointer(_NO_DEVICES)  # the CPU alone, also where llama.cpp was built with more
+    params.n_gpu_layers = 0
     params.load_mode = _LOAD_MODE_NONE
     params.use_extra_bufts = True
     return params
