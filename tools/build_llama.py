@@ -43,6 +43,11 @@ raise SystemExit(0 if llama_cpp.__version__ == {VERSION!r} else 3)
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 WITHOUT = "continuing without the llama.cpp engine; the ONNX engine works"
 _STEP = re.compile(r"^\s*\[(\d+)/(\d+)\]")
+_STAGES = {
+    "Installing build dependencies": "fetching the build tools",
+    "*** Configuring CMake": "configuring",
+    "*** Installing project into wheel": "packing",
+}
 _ERRORS_SHOWN = 15
 
 
@@ -265,6 +270,7 @@ def build_environment(include: Path, jobs: int, environment: Mapping[str, str] =
         **environment,
         "CMAKE_ARGS": " ".join(filter(None, cmake)),
         "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs),
+        "TMPDIR": str(include.parent),  # goes when that folder goes, also after an interrupt
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -355,9 +361,10 @@ class Progress:
         self._first_step: tuple[float, int] | None = None
         self._shown_tenth = -1
         self._width = 0
+        self._last_stage = ""
 
     def __enter__(self) -> Progress:
-        self._show("fetching the source (77 MB) and the build tools")
+        self._show("fetching the source (77 MB)")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -368,6 +375,7 @@ class Progress:
         """Take one line of the build's output."""
         match = _STEP.match(line)
         if match is None:
+            self._stage(line)
             return
         done, total = int(match[1]), int(match[2])
         if not 0 < done <= total or total < 10:  # CMake's own small tests number their steps too
@@ -379,6 +387,12 @@ class Progress:
         if self._terminal or tenth > self._shown_tenth:
             self._shown_tenth = tenth
             self._show(f"compiling {done}/{total}, {_clock(now - self._started)} so far{self._left(done, total, now)}")
+
+    def _stage(self, line: str) -> None:
+        for mark, text in _STAGES.items():
+            if mark in line and text != self._last_stage:
+                self._last_stage = text
+                self._show(text)
 
     def _left(self, done: int, total: int, now: float) -> str:
         first_at, first = self._first_step or (now, done)

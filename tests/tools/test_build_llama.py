@@ -121,6 +121,7 @@ def test_a_build_is_slim_shown_and_kept_for_the_next_environment(
     assert shown[-1].startswith("compiling 83/83")
     environment = dict(line.split("=", 1) for line in (fake / "environment").read_text().splitlines() if "=" in line)
     assert environment["CMAKE_BUILD_PARALLEL_LEVEL"] == "3"
+    assert Path(environment["TMPDIR"]).parent == tmp_path / "cache/wattwise/wheels"
     assert "-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=" in environment["CMAKE_ARGS"]
     assert len(wheels(tmp_path)) == 1
     assert not list((tmp_path / "cache/wattwise/wheels").glob(".build-*"))
@@ -247,6 +248,7 @@ def test_on_a_terminal_one_line_is_updated_with_an_estimate(tool: ModuleType, mo
     monkeypatch.setattr(tool.time, "monotonic", lambda: clock[0])
     out = Terminal()
     with tool.Progress(out) as progress:
+        progress.line("  *** Configuring CMake...\n")
         progress.line("[1/2] a test program of CMake's own\n")
         for step in range(1, 42):
             clock[0] += 2.0
@@ -254,5 +256,6 @@ def test_on_a_terminal_one_line_is_updated_with_an_estimate(tool: ModuleType, mo
         progress.line("no step at all\n")
     text = out.getvalue()
     assert text.count("\n") == 1
+    assert "\rconfiguring" in text and "1/2" not in text
     last = text.rstrip("\n").split("\r")[-1]
     assert last.strip() == "compiling 41/83, 1:22 so far, about 1:24 left"
