@@ -13,6 +13,7 @@ from wattwise_runtimes.engines.onnx.buffers import Bound
 from wattwise_runtimes.engines.onnx.engine import CANCEL_WITHIN_MS, OnnxEngine
 from wattwise_runtimes.engines.onnx.growing import GrowingEngine, load_growing
 from wattwise_runtimes.engines.onnx.kv import KV_NAMES, OnnxKV
+from wattwise_runtimes.engines.onnx.mapped import release
 from wattwise_runtimes.engines.onnx.signature import Signature, read_signature
 from wattwise_runtimes.formats.onnx_file import OnnxFolder, check_onnx_folder
 from wattwise_runtimes.formats.onnx_spec import is_our_folder
@@ -64,6 +65,7 @@ class OnnxBackend:
         if spec.tree_leaves > 0:
             model, biases = rewrite.with_attention_bias(folder.model_path, model_spec)
         session = ort_session.open_session(model, folder=folder.path, threads=spec.threads)  # type: ignore[arg-type]
+        release(folder.model.external_files)
         _progress(on_progress, 0.9, artifact)
         kv = OnnxKV(model_spec, spec.context, signature.kv_dtype, no_drop=_no_drop(signature, model_spec, spec))
         bound = Bound(session, signature, model_spec, kv, min(spec.chunk, spec.context), biases)
