@@ -118,7 +118,7 @@ def _change_tensor(draft: Draft, rng: random.Random) -> None:
             blocks = np.random.default_rng(rng.randrange(1 << 30)).integers(0, 256, shape, dtype=np.uint8)
             draft.tensors[name] = (blocks, GGMLQuantizationType(kind))
     elif choice < 0.85:
-        draft.tensors[name] = np.full_like(value, rng.choice((np.nan, np.inf, -np.inf, 1e38, 0.0)))
+        draft.tensors[name] = np.full(value.shape, rng.choice((np.nan, np.inf, -np.inf, 1e38, 0.0)), np.float32)
     elif choice < 0.93:
         draft.tensors[name] = value.reshape(-1) if value.ndim == 2 else value[None]
     else:

@@ -9,6 +9,7 @@ import resource
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,10 +29,15 @@ from support.specs import TINY_SPECS, random_weights
 from wattwise_devices.errors import Error
 from wattwise_runtimes.formats.gguf import parse_gguf
 from wattwise_runtimes.formats.gguf_llama import validate_for_llama
+from wattwise_runtimes.formats.gguf_spec import canonical_tensors, spec_from_gguf
 from wattwise_runtimes.formats.json_file import parse_json
 from wattwise_runtimes.formats.onnx_file import parse_onnx
 from wattwise_runtimes.formats.safetensors import parse_safetensors
 from wattwise_runtimes.formats.tokenizer_json import check_tokenizer_data
+from wattwise_runtimes.text.gguf_vocab import vocabulary_from_gguf
+from wattwise_runtimes.text.hf_json import vocabulary_from_json
+from wattwise_runtimes.text.tokenizer import Tokenizer, check_vocabulary
+from wattwise_runtimes.text.vocabulary import Vocabulary
 
 
 @dataclass
@@ -89,7 +95,9 @@ def fuzz(target: Target, rng: random.Random, *, inputs: int | None = None, secon
 
 def targets(folder: Path) -> list[Target]:
     """All readers with small seeds; `folder` gets the files that they refer to."""
-    return [_gguf(folder), _safetensors(folder), _onnx(folder), _json(folder), _tokenizer(folder)]
+    gguf = _gguf(folder)
+    model, text = _model(folder, gguf.seeds[:1]), _text(folder)
+    return [gguf, model, _safetensors(folder), _onnx(folder), _json(folder), _tokenizer(folder), text]
 
 
 def _gguf(folder: Path) -> Target:
@@ -106,6 +114,31 @@ def _gguf(folder: Path) -> Target:
             validate_for_llama(file)
 
     return Target("gguf", seeds, run, head=2600)
+
+
+def _model(folder: Path, seeds: list[bytes]) -> Target:
+    """What the planner and the engines make of a GGUF file: sizes, canonical weights, a tokenizer."""
+    path = folder / "model.gguf"
+
+    def run(data: bytes) -> None:
+        path.write_bytes(data)
+        file = parse_gguf(data, path)
+        for tensor in canonical_tensors(file, spec_from_gguf(file)).values():
+            with np.errstate(all="ignore"):  # weights may be anything
+                tensor.read_rows(0, 1)
+        _use(vocabulary_from_gguf(file.fields, path))
+
+    return Target("model", seeds, run, head=2600)
+
+
+def _use(vocabulary: Vocabulary) -> None:
+    """Encode and decode a text with every kind of character."""
+    check_vocabulary(vocabulary)
+    tokenizer = Tokenizer(vocabulary)
+    tokenizer.decode(tokenizer.encode("abab", bos=True))
+    with suppress(Error):  # a vocabulary that lacks bytes says so
+        text = "a b ab  aba\n\u00e9\u2581\U0001f600\0<s>"
+        tokenizer.decode(tokenizer.encode(text, parse_special=True))
 
 
 def native_targets(folder: Path) -> list[tuple[Library, str, Target]]:
@@ -240,3 +273,38 @@ def _tokenizer(folder: Path) -> Target:
         check_tokenizer_data(parse_json(data, path), path)
 
     return Target("tokenizer", [json.dumps(v).encode() for v in (value, unigram)], run, text=True)
+
+
+def _text(folder: Path) -> Target:
+    """From the bytes of a tokenizer.json to encoding with it: byte fallback and byte-level BPE."""
+    special = {"content": "<s>", "special": True, "lstrip": False, "single_word": False}
+    steps = [{"type": "Prepend", "prepend": "\u2581"},
+             {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]  # fmt: skip
+    spm = {
+        "added_tokens": [special | {"id": 0}],
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+        },
+        "model": {
+            "type": "BPE", "byte_fallback": True, "unk_token": "<s>",
+            "vocab": {"<s>": 0, "<0xC3>": 1, "a": 2, "b": 3, "\u2581": 4, "ab": 5, "\u2581a": 6},
+            "merges": ["a b", ["\u2581", "a"]],
+        },
+    }  # fmt: skip
+    letters = {chr(c): i for i, c in enumerate(range(97, 123))}
+    bpe = {
+        "added_tokens": [special | {"id": 28}],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": letters | {"\u0120": 26, "ab": 27}, "merges": ["a b"]},
+    }
+    path = folder / "tokenizer.json"
+
+    def run(data: bytes) -> None:
+        content = check_tokenizer_data(parse_json(data, path), path)
+        _use(vocabulary_from_json(content, str(path)))
+
+    return Target("text", [json.dumps(v).encode() for v in (spm, bpe)], run, text=True)

@@ -1,4 +1,4 @@
-"""Fuzzing within the test suite: about 110,000 inputs with fixed seeds. `make fuzz` runs longer with other seeds.
+"""Fuzzing within the test suite: about 125,000 inputs with fixed seeds. `make fuzz` runs longer with other seeds.
 
 Every input must be read or be refused with a typed error, quickly and without much memory.
 """
@@ -24,7 +24,15 @@ from wattwise_runtimes.formats.onnx_file import parse_onnx
 from wattwise_runtimes.formats.safetensors import parse_safetensors
 from wattwise_runtimes.formats.tokenizer_json import check_tokenizer_data
 
-INPUTS = {"gguf": 40_000, "safetensors": 20_000, "onnx": 20_000, "json": 15_000, "tokenizer": 15_000}
+INPUTS = {
+    "gguf": 40_000,
+    "model": 6_000,
+    "text": 10_000,
+    "safetensors": 20_000,
+    "onnx": 20_000,
+    "json": 15_000,
+    "tokenizer": 15_000,
+}
 HERE = Path("fuzzed")
 
 
