@@ -42,7 +42,8 @@ def _llama() -> Callable[[str], bool]:
         context = llama.llama_init_from_model(model, wanted)
         if not context:
             return False
-        vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+        handle = llama.llama_model_get_vocab(model)
+        vocab = llama.llama_vocab_n_tokens(handle) if handle else 1
         tokens = (ctypes.c_int32 * 4)(0, 1 % vocab, 2 % vocab, vocab - 1)
         for count in (4, 1):
             if llama.llama_decode(context, llama.llama_batch_get_one(tokens, count)) != 0:
