@@ -33,7 +33,7 @@ def encode_chat(
     else:
         for i, part in enumerate(rendered.split(_MARK)):  # odd parts stood between two marks
             if part:
-                ids += tokenizer.encode(part, parse_special=i % 2 == 0)
+                ids += tokenizer.encode(part, parse_special=i % 2 == 0, continues=i > 0)
     if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
         ids.insert(0, tokenizer.bos_id)
     return ids
