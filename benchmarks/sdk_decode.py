@@ -17,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import llama_overhead
-from support import SIZES, Contender, alternate, common_arguments, model_folder, ratios, write_random_gguf
 
+from support import SIZES, Contender, alternate, common_arguments, model_folder, ratios, write_random_gguf
 from wattwise.model import Model
 from wattwise.planning import Plan
 from wattwise_devices.bandwidth import read_bandwidth
@@ -34,7 +34,8 @@ def word_tokenizer(size: int) -> Tokenizer:
     """A vocabulary of that size: the bytes, then made-up words; nothing ends a reply."""
     words = tuple(f"w{i}" for i in range(size - 256))
     tokens = (*BYTE_SPELLING.values(), *words)
-    return Tokenizer(Vocabulary(model="bpe", tokens=tokens, kinds=(NORMAL,) * size, pre="gpt-2", add_space_prefix=False))
+    kinds = (NORMAL,) * size
+    return Tokenizer(Vocabulary(model="bpe", tokens=tokens, kinds=kinds, pre="gpt-2", add_space_prefix=False))
 
 
 def sdk_model(artifact: Artifact, context: int, threads: int) -> Model:

@@ -22,7 +22,8 @@ def main() -> None:
         files.append((text.count("\n"), name))
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                functions.append(((node.end_lineno or node.lineno) - node.lineno + 1, f"{name}:{node.lineno} {node.name}"))
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                functions.append((lines, f"{name}:{node.lineno} {node.name}"))
     print(f"{len(files)} files, {sum(n for n, _ in files)} lines, {len(functions)} functions")
     for title, rows in (("longest files", files), ("longest functions", functions)):
         print(f"\n{title}")

@@ -86,7 +86,10 @@ def _check_merges(path: Path, model: dict[str, Any]) -> None:
     merges, vocab = model.get("merges"), model["vocab"]
     if not isinstance(merges, list):
         raise CorruptArtifact(path, "'model.merges'", type(merges).__name__, "a list")
-    prefix = len(model.get("continuing_subword_prefix") or "")
+    continuing = model.get("continuing_subword_prefix") or ""
+    if not isinstance(continuing, str):
+        raise CorruptArtifact(path, "'model.continuing_subword_prefix'", continuing, "a text")
+    prefix = len(continuing)
     for i, merge in enumerate(merges):
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
