@@ -73,6 +73,10 @@ def test_run_reads_standard_input(
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello"))
     piped = run_json(capsys, "run", model, "-", *options)
     assert piped["ids"] == run_json(capsys, "run", model, "Hello", *options)["ids"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello"))
+    assert run_json(capsys, "run", model, *options)["ids"] == piped["ids"], (
+        "a lone model takes the prompt from the pipe"
+    )
     monkeypatch.setattr("sys.stdin", io.StringIO("  \n"))
     assert run(capsys, "run", model, "-")[0] == 2
 

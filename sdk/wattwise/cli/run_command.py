@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from wattwise.cli import common
 
@@ -12,7 +13,7 @@ HELP = "one reply to a prompt, streamed; the prompt may come from standard input
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """[MODEL] PROMPT is read by hand: with one word, it is the prompt."""
+    """[MODEL] PROMPT is read by hand: one word is the prompt, unless it names a model; then the prompt is piped in."""
     parser.add_argument("words", nargs="*", metavar="[MODEL] PROMPT", help="'-' or nothing: read standard input")
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--raw", action="store_true", help="the prompt as it is, without a chat template")
@@ -50,9 +51,19 @@ def _model_and_prompt(words: list[str]) -> tuple[str, str]:
     default = os.environ.get("WATTWISE_MODEL", "builtin")
     if len(words) > 2:
         raise ValueError(f"run takes a model and one prompt, but got {len(words)} words; put the prompt in quotes")
-    name, prompt = (words[0], words[1]) if len(words) == 2 else (default, words[0] if words else "-")
+    if len(words) == 2:
+        name, prompt = words
+    elif words and _names_a_model(words[0]):
+        name, prompt = words[0], "-"
+    else:
+        name, prompt = default, words[0] if words else "-"
     if prompt == "-":
         prompt = sys.stdin.read()
     if not prompt.strip():
         raise ValueError("there is no prompt: give it as an argument or on standard input")
     return name, prompt
+
+
+def _names_a_model(word: str) -> bool:
+    path = Path(word)
+    return word == "builtin" or (path.suffix == ".gguf" and path.is_file()) or (path / "genai_config.json").is_file()
