@@ -229,11 +229,20 @@ def test_a_context_between_the_factors_and_the_rounding_is_refused(tmp_path: Pat
 
 
 def test_use_after_close_is_refused_everywhere(tmp_path: Path) -> None:
-    engine = load(tmp_path, SPEC)
+    engine = load(tmp_path, SPEC, tree_leaves=2)
     engine.forward(Batch([5]))
+    keys = engine.kv.view().keys
+    assert keys is not None
+    engine.forward(Batch([5, 6], parents=[-1, -1]))
     engine.close()
     uses = (engine.kv.view, engine.kv.export, engine.kv.clear, engine.where, engine.nbytes)
-    for use in (*uses, lambda: engine.kv.truncate(0), lambda: engine.set_threads(1)):
+    for use in (
+        *uses,
+        lambda: engine.kv.truncate(0),
+        lambda: engine.kv.accept([0]),
+        lambda: keys(0),
+        lambda: engine.set_threads(1),
+    ):
         with pytest.raises(BackendError, match="closed"):
             use()
 

@@ -139,6 +139,7 @@ class LlamaKV:
         self._count = len(kept)
 
     def accept(self, path: Sequence[int]) -> None:
+        self._check_open()
         tree = self._tree
         if tree is None:
             raise ValueError("accept without a tree batch before it")
@@ -206,6 +207,7 @@ class LlamaKV:
 
     def read_rows(self) -> list[CacheRows]:
         """All rows of the text, copied out of native memory; in the order of the cells, per cache."""
+        self._check_open()
         size = self._native.state_size(self._context, TEXT)
         state = np.empty(size, np.uint8)
         if self._native.state_get(self._context, state.ctypes.data, size, TEXT) != size:

@@ -20,7 +20,7 @@ from wattwise_runtimes.spec import ModelSpec
 _NO_DEVICES = (ctypes.c_void_p * 1)(None)
 _LOAD_MODE_NONE = 0
 _FLASH_ATTENTION_OFF, _FLASH_ATTENTION_ON = 0, 1
-_OUTPUT_BYTES = 2 << 20  # logits of one chunk, roughly; small beside the model, as most calls want one row
+_OUTPUT_BYTES = 4 << 20  # logits of one chunk, roughly; small beside the model, as most calls want one row
 _LEAST_OUTPUT_ROWS, _MOST_OUTPUT_ROWS = 8, 32
 _TREE_TOKENS_PER_LEAF, _LEAST_TREE_TOKENS = 8, 32
 
