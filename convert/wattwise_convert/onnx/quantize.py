@@ -47,10 +47,13 @@ def quantize_rows(rows: np.ndarray, *, bits: int, block: int, zero_points: bool 
         if k % block:
             part = np.pad(part, ((0, 0), (0, blocks * block - k)))
         x = part.reshape(len(part), blocks, block)
+        size = np.abs(x).max(axis=-1)  # blocks are brought to size 1, so that no square overflows
+        x = np.divide(x, size[..., None], out=np.zeros_like(x), where=size[..., None] > 0)
         if zeros is None:
-            q, scales[a : a + step] = _symmetric(x, bits)
+            q, scale = _symmetric(x, bits)
         else:
-            q, scales[a : a + step], zeros[a : a + step] = _asymmetric(x, bits)
+            q, scale, zeros[a : a + step] = _asymmetric(x, bits)
+        scales[a : a + step] = scale * size
         codes[a : a + step] = pack_codes(q, bits)
     packed_zeros = None if zeros is None else pack_codes(_pad_to_bytes(zeros, bits), bits)
     return Packed(bits=bits, block=block, codes=codes, scales=scales, zeros=packed_zeros)

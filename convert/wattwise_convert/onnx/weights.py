@@ -16,7 +16,9 @@ from wattwise_convert.checkpoint import Checkpoint, TensorSource
 from wattwise_convert.onnx.data_file import DataFile, same_bytes
 from wattwise_convert.onnx.graph import Graph
 from wattwise_convert.onnx.quantize import quantize_rows
+from wattwise_devices.errors import ConvertError
 
+_LARGEST_F16 = 65504.0
 ACCURACY_LEVEL_INT8 = 4  # activations become int8 inside the kernel; without it 2- and 8-bit decode is 50x slower
 
 
@@ -40,7 +42,8 @@ class Weights:
     def __init__(self, checkpoint: Checkpoint, graph: Graph, data: DataFile, storage: Storage) -> None:
         self._tensors = checkpoint.tensors
         self._graph, self._data, self._storage = graph, data, storage
-        self._stored: dict[str, list[TensorProto]] = {}  # of matrices: [float data] or [codes, scales, zeros?]
+        # (tensor, bits) -> [float data] or [codes, scales, zeros?]; a tied matrix may be stored in two ways
+        self._stored: dict[tuple[str, int], list[TensorProto]] = {}
         self.notes: list[str] = []
 
     def vector(self, name: str) -> str:
@@ -82,13 +85,13 @@ class Weights:
         return self._graph.node("Cast", [rows], output, to=TensorProto.FLOAT)
 
     def _float(self, source: TensorSource, bits: int) -> str:
-        if source.name not in self._stored:
+        if (source.name, bits) not in self._stored:
             dtype, element = (TensorProto.FLOAT, np.float32) if bits == 32 else (TensorProto.FLOAT16, np.float16)
             key = source.name if bits == 32 else f"{source.name}_f16"
             tensor = self._data.add(key, dtype, source.shape, _as(source, element))
             self._graph.initializer(tensor)
-            self._stored[source.name] = [tensor]
-        return self._stored[source.name][0].name
+            self._stored[source.name, bits] = [tensor]
+        return self._stored[source.name, bits][0].name
 
     def _block_linear(self, x: str, source: TensorSource, output: str, bits: int, bias: str | None) -> str:
         entries = self._blocks(source, bits)
@@ -120,13 +123,13 @@ class Weights:
     def _blocks(self, source: TensorSource, bits: int) -> list[TensorProto]:
         """Entries of the codes, scales and zero points of a matrix, written on first use, as two-dimensional tables."""
         name, block = source.name, self._storage.block
-        if name not in self._stored:
+        if (name, bits) not in self._stored:
             rows, blocks = source.shape[0], -(-source.shape[1] // block)
             scales: list[np.ndarray] = []
             zeros: list[np.ndarray] = []
 
             def codes() -> Iterator[np.ndarray]:
-                for _, part in source.blocks():
+                for part in finite_blocks(source):
                     packed = quantize_rows(part, bits=bits, block=block, zero_points=self._storage.zero_points)
                     scales.append(packed.scales)
                     if packed.zeros is not None:
@@ -140,10 +143,23 @@ class Weights:
             if zeros:
                 width = -(-blocks * bits // 8)
                 entries.append(self._data.add(f"{name}_zeros", TensorProto.UINT8, (rows, width), zeros))
-            self._stored[name] = entries
-        return self._stored[name]
+            self._stored[name, bits] = entries
+        return self._stored[name, bits]
+
+
+def finite_blocks(source: TensorSource) -> Iterator[np.ndarray]:
+    """Rows of a tensor, a block at a time; not-a-number and infinity are refused by name."""
+    for start, part in source.blocks():
+        if not np.isfinite(part).all():
+            row = start + int(np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(axis=1))[0])
+            raise ConvertError(f"{source.name} holds infinity or not-a-number in row {row}; the checkpoint is damaged.")
+        yield part
 
 
 def _as(source: TensorSource, element: type) -> Iterator[np.ndarray]:
-    for _, part in source.blocks():
+    for part in finite_blocks(source):
+        if element is np.float16 and np.abs(part).max() > _LARGEST_F16:
+            raise ConvertError(
+                f"{source.name} holds {np.abs(part).max():.4g}, more than float16 can ({_LARGEST_F16:.0f}). Take fp32."
+            )
         yield part.astype(element)
