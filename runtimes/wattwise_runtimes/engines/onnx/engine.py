@@ -40,7 +40,7 @@ class OnnxEngine:
         if batch.parents is not None:
             out = np.empty((len(wanted), self.spec.vocab), np.float32)
             self._run(tokens, positions, wanted, out if wanted else None, batch.parents, None)
-            self.kv.appended(positions, tree=True)
+            self.kv.appended(positions, tree=batch.parents)
             return out
         if len(tokens) == 1:
             if cancelled is not None and cancelled():

@@ -33,7 +33,7 @@ class OnnxKV:
         self.layers = [(_resident(shape, dtype), _resident(shape, dtype)) for _ in range(spec.layers)]
         self._positions = np.zeros(capacity, np.int64)
         self._length = 0
-        self._tree: int | None = None  # rows of an open tree batch, at the end
+        self._tree: Sequence[int] | None = None  # parents of the open tree batch, whose rows are the last ones
 
     @property
     def length(self) -> int:
@@ -60,12 +60,12 @@ class OnnxKV:
         """Whether rows are missing before the newest one."""
         return self.next_position != self._length
 
-    def appended(self, positions: np.ndarray, *, tree: bool = False) -> None:
-        """Count rows that a run has just written behind the last one."""
+    def appended(self, positions: np.ndarray, *, tree: Sequence[int] | None = None) -> None:
+        """Count rows that a run has just written behind the last one. tree: parents, where they are a tree's."""
         end = self._length + len(positions)
         self._positions[self._length : end] = positions
         self._length = end
-        self._tree = len(positions) if tree else None
+        self._tree = tree
 
     def release(self) -> None:
         """Give the buffers back; nothing works afterwards."""
@@ -95,14 +95,13 @@ class OnnxKV:
     def accept(self, path: Sequence[int]) -> None:
         if self._tree is None:
             raise ValueError("accept without a tree batch before it")
-        first = self._length - self._tree
-        chosen = np.asarray(path, np.int64)
-        if chosen.size and (chosen.min() < 0 or chosen.max() >= self._tree or np.any(np.diff(chosen) <= 0)):
-            raise ValueError(f"path {chosen[:8].tolist()} does not name nodes of a tree of {self._tree}, root first")
-        if np.any(np.diff(self._positions[first + chosen]) != 1):
-            raise ValueError(f"path {chosen[:8].tolist()} does not go from parent to child")
+        first, chosen = self._length - len(self._tree), [int(i) for i in path]
+        if any(not 0 <= i < len(self._tree) for i in chosen):
+            raise ValueError(f"path {chosen[:8]} does not name nodes of a tree of {len(self._tree)}")
+        if [self._tree[i] for i in chosen] != [-1, *chosen[:-1]][: len(chosen)]:
+            raise ValueError(f"path {chosen[:8]} does not go from the root to a node, parent to child")
         self._tree = None
-        self._keep(np.concatenate([np.arange(first), first + chosen]))
+        self._keep(np.concatenate([np.arange(first), first + np.array(chosen, np.int64)]))
 
     def view(self) -> KVView:
         self.check_no_tree("view")

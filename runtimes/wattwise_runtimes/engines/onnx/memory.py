@@ -35,8 +35,11 @@ def predict(folder: OnnxFolder, signature: Signature, spec: ModelSpec, load: Loa
     kv *= 2 if signature.kind == "growing" else 1  # past and present of one run
     compute = _compute_bytes(signature, spec, load)
     # While loading, all scales and one tensor at a time are mapped beside what is packed; tables are not touched.
-    scales = sum(t.nbytes for t in tensors if t.name.endswith("_scales_blocks"))
-    loading = weights - _table_bytes(tensors) + scales + max((t.nbytes for t in tensors), default=0)
+    # Float16 matrices are all turned into float32 before the first one is packed, with the file still mapped.
+    mapped = sum(t.nbytes for t in tensors if t.name.endswith("_scales_blocks") or t.dtype == "float16")
+    loading = (
+        weights - _table_bytes(tensors) + mapped + max((t.nbytes for t in tensors if t.dtype != "float16"), default=0)
+    )
     return Ledger(weights=weights, kv=kv, compute=max(compute, loading - weights - kv))
 
 
