@@ -27,7 +27,7 @@ quick: $(VENV)/.dev ## the fast tests only
 check: $(VENV)/.dev ## lint, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 fix: $(VENV)/.dev ## let the linter mend what it can
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
