@@ -1,4 +1,4 @@
-"""Step 9: the model card, written from the files that the other steps left.
+"""Step 8: the model card, written from the files that the other steps left.
 
     python -m models.card --data RUN --prepared PREPARED --model FILE.gguf --out CARD.md
 
@@ -75,7 +75,7 @@ def _sources_table(prepared: Path, config: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _figures_table(evaluation: dict[str, Any]) -> str:
+def _figures_table(evaluation: dict[str, Any], certificate: Path) -> str:
     lines = [
         "## Figures",
         "",
@@ -89,6 +89,12 @@ def _figures_table(evaluation: dict[str, Any]) -> str:
     for name, row in evaluation["held_out"].items():
         own = row.get("assistant_bits_per_byte")
         lines.append(f"| {name} | {row['tokens']:,.0f} | {row['bits_per_byte']:.3f} | {own or '-'} |")
+    agreement = _read_json(certificate)["logits"]
+    lines += [
+        "",
+        f"What quantisation changes: KL divergence {agreement['kl_mean']:.1e} nats a token against the trained weights,",
+        f"first choice equal for {agreement['top1']:.1%} of {agreement['tokens']} tokens ({certificate.name}).",
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -125,7 +131,7 @@ def card(run: Path, prepared: Path, model: Path, *, quantisation: str, config_fi
     parts = (
         introduction,
         _sources_table(prepared, config),
-        _figures_table(evaluation),
+        _figures_table(evaluation, model.with_name(model.name + ".certificate.json")),
         _transcripts(evaluation),
         _LIMITS,
     )

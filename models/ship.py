@@ -1,16 +1,24 @@
-"""Step 8: name, licence and authorship into a converted GGUF file; every tensor's bytes are copied as they are.
+"""Step 7: the exported folder as the GGUF file that ships, with its name and licence in it, and a certificate.
 
-python -m models.label --data FILE.gguf --out FILE.gguf
+    python -m models.ship --data HF --out sdk/wattwise/builtin/model.gguf [--quant q8_0]
+
+The converter of this repository does the work; the labels are added afterwards, every tensor's bytes copied as
+they are, and the certificate measures the finished file against the exported folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
 from pathlib import Path
 
 import gguf
 
 from models.files import save_atomically
+from wattwise_convert.api import convert
+from wattwise_convert.certificate import Certificate, certify
+from wattwise_convert.sources import open_checkpoint
 
 LABELS = {
     "general.name": "wattwise-tiny",
@@ -44,12 +52,24 @@ def label(source: Path, out: Path, labels: dict[str, str]) -> None:
     save_atomically(out, write)
 
 
+def ship(source: Path, out: Path, *, quant: str) -> Certificate:
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "plain.gguf"
+        notes = convert(source, plain, quant=quant).notes
+        label(plain, out, LABELS)
+    return certify(open_checkpoint(source), out, "gguf", notes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a converted file")
-    parser.add_argument("--out", type=Path, required=True, help="where to write; may be the same file")
+    parser.add_argument("--data", type=Path, required=True, help="folder that models.export wrote")
+    parser.add_argument("--out", type=Path, required=True, help="GGUF file to write or replace")
+    parser.add_argument("--quant", default="q8_0")
     options = parser.parse_args()
-    label(options.data, options.out, LABELS)
+    certificate = ship(options.data, options.out, quant=options.quant)
+    print(json.dumps(certificate.to_json()["logits"]))
+    if certificate.problems:
+        raise SystemExit("\n".join(certificate.problems))
 
 
 if __name__ == "__main__":
