@@ -130,6 +130,10 @@ def _check(spec: ModelSpec, path: Path) -> None:
         raise CorruptArtifact(path, "layers, heads, head_dim", (spec.layers, spec.heads, spec.head_dim), "a real model")
     if spec.heads % spec.kv_heads:
         raise CorruptArtifact(path, "kv_heads", spec.kv_heads, f"a divisor of heads ({spec.heads})")
+    if spec.sliding_window is not None and not 0 < spec.sliding_window < _MAX_COUNT:
+        raise CorruptArtifact(path, "sliding_window", spec.sliding_window, f"a count from 1 to {_MAX_COUNT - 1}")
+    if spec.rope is not None and (spec.rope.dims % 2 or not 0 < spec.rope.dims <= spec.head_dim):
+        raise CorruptArtifact(path, "rope dims", spec.rope.dims, f"even, 2 to {spec.head_dim}")
     if spec.sliding_layers and len(spec.sliding_layers) != spec.layers:
         raise CorruptArtifact(path, "sliding_layers", len(spec.sliding_layers), spec.layers)
 

@@ -29,7 +29,8 @@ def test_our_record_gives_the_spec_back(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"layers": 0}, "layers"), ({"layers": "3"}, "layers"), ({"hidden": 1 << 40}, "hidden"), ({"heads": True}, "heads"),
+    [({"layers": 0}, "layers"), ({"layers": "3"}, "layers"), ({"hidden": 1 << 40}, "hidden"),
+     ({"heads": True}, "heads"), ({"rope": {"dims": 18}}, "rope dims"), ({"rope": {"dims": 7}}, "rope dims"),
      ({"norm": "batch"}, "norm"), ({"surprise": 1}, "surprise"), ({"rope": {"dims": 16, "x": 1}}, "rope"),
      ({"rope": {}}, "dims"), ({"eos_ids": [1, "2"]}, "eos_ids"), ({"kv_heads": 3}, "kv_heads"),
      ({"sliding_layers": [True]}, "sliding_layers"), ({"norm_eps": None}, "norm_eps"), ({"layers": 100000}, "layers"),
