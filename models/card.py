@@ -80,8 +80,8 @@ def _figures_table(evaluation: dict[str, Any], certificate: Path) -> str:
         "## Figures",
         "",
         "Held-out bits per byte of the trained weights before quantisation, lower is better. small_talk is combined",
-        "from a fixed set of lines, so its held-out part is not independent. The chat sources hold many",
-        "conversations of one worker, so their figures are a little flattering too.",
+        "from a fixed set of lines, so its held-out part is not independent. The chats are split by conversation,",
+        "not by author, and authors repeat themselves.",
         "",
         "| source | held-out tokens | bits per byte | of the assistant's turns |",
         "| --- | ---: | ---: | ---: |",
@@ -92,7 +92,7 @@ def _figures_table(evaluation: dict[str, Any], certificate: Path) -> str:
     agreement = _read_json(certificate)["logits"]
     lines += [
         "",
-        f"What quantisation changes: KL divergence {agreement['kl_mean']:.1e} nats a token against the trained weights,",
+        f"What quantisation changes: KL divergence {agreement['kl_mean']:.1e} nats a token against the export,",
         f"first choice equal for {agreement['top1']:.1%} of {agreement['tokens']} tokens ({certificate.name}).",
     ]
     return "\n".join([*lines, ""])

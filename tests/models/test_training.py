@@ -71,6 +71,13 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
         assert torch.equal(weight, parts["model"][name]), name
 
 
+def test_a_run_of_given_minutes_comes_down_to_the_last_rate_and_ends(text_folder: Path, tmp_path: Path) -> None:
+    rows = train(text_folder, tmp_path, "--minutes", "0.06")
+    assert 5 < rows[-1]["step"] < rows[-1]["steps"]
+    assert rows[-1]["rate"] < 0.25 < rows[len(rows) // 3]["rate"]
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["stage_index"] == 1
+
+
 def test_a_checkpoint_of_another_shape_is_refused(run: Path, tmp_path: Path) -> None:
     import dataclasses
 
@@ -122,6 +129,28 @@ def test_the_exported_tokenizer_and_template_give_the_ids_of_training(run: Path,
     assert exported.decode([token for token, own in zip(trained_ids, mask, strict=True) if own]) == (
         "Hello.\nIt was happy.<|im_end|>"
     )
+
+
+def test_the_shipped_form_has_name_and_licence_and_the_converters_tensors(run: Path, tmp_path: Path) -> None:
+    from models.export import export
+    from models.ship import LABELS, ship
+
+    from wattwise_convert.api import convert
+    from wattwise_runtimes.formats.gguf import read_gguf
+
+    export(run, tmp_path / "micro", dtype="f16", name="micro")
+    certificate = ship(tmp_path / "micro", tmp_path / "shipped.gguf", quant="q8_0")
+    convert(tmp_path / "micro", tmp_path / "plain.gguf", quant="q8_0")
+    shipped, plain = read_gguf(tmp_path / "shipped.gguf"), read_gguf(tmp_path / "plain.gguf")
+    assert not certificate.problems
+    assert certificate.logits.kl_mean < 0.01
+    assert {key: shipped.fields[key] for key in LABELS} == LABELS
+    assert set(plain.fields) <= set(shipped.fields)
+    assert {**plain.field_types, **dict.fromkeys(LABELS, "string")} == dict(shipped.field_types)
+    assert list(shipped.tensors) == list(plain.tensors)
+    for name in plain.tensors:
+        assert shipped.tensors[name].shape == plain.tensors[name].shape
+        np.testing.assert_array_equal(shipped.raw(name), plain.raw(name))
 
 
 def test_training_windows_depend_on_seed_and_step_alone_and_respect_the_mask(run: Path) -> None:
