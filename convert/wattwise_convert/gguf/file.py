@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from wattwise_convert.checkpoint import Checkpoint
+from wattwise_convert.export_result import ExportResult
 from wattwise_convert.gguf.arch import arch_for
 from wattwise_convert.gguf.fields import fields_for
 from wattwise_convert.gguf.lower import lower
@@ -20,16 +20,6 @@ from wattwise_runtimes.formats.gguf import GGUFTensor, read_gguf
 from wattwise_runtimes.formats.gguf_llama import validate_for_llama
 from wattwise_runtimes.formats.gguf_spec import FILE_TYPE_BY_NAME
 from wattwise_runtimes.formats.gguf_types import TYPE_BY_NAME
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportResult:
-    """What was written. notes: every place where a weight is stored in another way than asked for."""
-
-    path: Path
-    files: tuple[Path, ...]
-    bytes: int
-    notes: tuple[str, ...] = ()
 
 
 def export(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from wattwise_convert.checkpoint import Checkpoint
+from wattwise_convert.export_result import ExportResult
 from wattwise_convert.onnx.companions import DATA_NAME, MODEL_NAME, write_companions
 from wattwise_convert.onnx.data_file import DataFile
 from wattwise_convert.onnx.graph import Graph
@@ -20,16 +20,6 @@ from wattwise_runtimes.formats.atomic import atomic_folder
 QUANTS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2}
 # 2-bit kernels with int8 activations do not exist for these blocks; they would run 100 times slower.
 _SLOW_INT2_BLOCKS = (16, 256)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportResult:
-    """What was written. notes: every place where a weight is stored in another way than asked for."""
-
-    path: Path
-    files: tuple[Path, ...]
-    bytes: int
-    notes: tuple[str, ...] = ()
 
 
 def export(

@@ -10,17 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from wattwise_runtimes.trees import ancestors
+
 HIDDEN = {np.float32: np.float32(-1e30), np.float16: np.float16(-65504)}
-
-
-def ancestors(parents: Sequence[int]) -> np.ndarray:
-    """bool [n, n]: row i marks the nodes on the path from the root to i, i included."""
-    n = len(parents)
-    among = np.eye(n, dtype=bool)
-    for i, parent in enumerate(parents):
-        if parent >= 0:
-            among[i] |= among[parent]
-    return among
 
 
 def hide_siblings(bias: np.ndarray, parents: Sequence[int], hidden: np.generic) -> None:

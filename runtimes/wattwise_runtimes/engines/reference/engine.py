@@ -16,6 +16,7 @@ from wattwise_runtimes.contracts import Batch, Capabilities, ForwardCancelled, L
 from wattwise_runtimes.engines.reference import maths
 from wattwise_runtimes.engines.reference.kv import ReferenceKV
 from wattwise_runtimes.spec import ModelSpec
+from wattwise_runtimes.trees import ancestors
 
 
 class ReferenceEngine:
@@ -135,13 +136,3 @@ class ReferenceEngine:
         y = x @ self._w[name + ".weight"].T
         bias = self._w.get(name + ".bias")
         return y if bias is None else y + bias
-
-
-def ancestors(parents: Any) -> np.ndarray:
-    """bool [n, n]: row i marks the nodes on the path from the root to i, i included."""
-    n = len(parents)
-    among = np.eye(n, dtype=bool)
-    for i, parent in enumerate(parents):
-        if parent >= 0:
-            among[i] |= among[parent]
-    return among
