@@ -37,6 +37,10 @@ fuzz: $(VENV)/.dev $(VENV)/.llama ## feed broken files to every reader (MINUTES=
 
 llama: $(VENV)/.llama ## build the llama.cpp engine (needs a C++ compiler and cmake)
 
+bench: $(VENV)/.llama $(VENV)/.reference ## measure against the bare engines (a quiet machine, ten minutes)
+	@$(BIN)/python benchmarks/sdk_decode.py
+	@$(BIN)/python benchmarks/onnx_vs_genai.py
+
 sizes: ## the longest files and functions
 	@$(PYTHON) tools/sizes.py
 

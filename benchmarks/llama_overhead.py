@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -20,8 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support import SIZES, Contender, alternate, common_arguments, model_folder, ratios, write_random_gguf
-from wattwise_devices.bandwidth import read_bandwidth
+from support import Contender, run_decode_benchmark
 from wattwise_runtimes.contracts import Artifact, Batch, LoadSpec
 from wattwise_runtimes.engines.llamacpp import BACKEND
 from wattwise_runtimes.engines.llamacpp.engine import LlamaEngine
@@ -95,26 +93,5 @@ def contenders(artifact: Artifact, arguments: argparse.Namespace) -> tuple[list[
     ], [engine.close]
 
 
-def main() -> None:
-    parser = common_arguments(__doc__ or "")
-    arguments = parser.parse_args()
-    with model_folder(arguments.keep) as folder:
-        path = folder / f"random-{arguments.size}-{arguments.quant}.gguf"
-        artifact = write_random_gguf(path, SIZES[arguments.size], arguments.quant)
-        before = read_bandwidth(arguments.threads)
-        entries, cleanup = contenders(artifact, arguments)
-        figures = alternate(entries, arguments.rounds)
-        after = read_bandwidth(arguments.threads)
-        for close in cleanup:
-            close()
-    print(f"{artifact.spec.name} {arguments.quant}, {artifact.weights_bytes / 1e6:.0f} MB, {arguments.threads} threads")
-    print(f"read bandwidth before and after: {before:.1f} and {after:.1f} GB/s")
-    print(f"{'loop':<28}{'tokens/s':>10}{'GB/s':>8}{'ratio':>8}   lowest..highest")
-    for ratio in ratios(figures, entries[0].name):
-        speed = statistics.median(figures[ratio.name])
-        rate = speed * artifact.weights_bytes / 1e9
-        print(f"{ratio.name:<28}{speed:>10.1f}{rate:>8.1f}{ratio.median:>8.3f}   {ratio.low:.3f}..{ratio.high:.3f}")
-
-
 if __name__ == "__main__":
-    main()
+    run_decode_benchmark(__doc__ or "", contenders)

@@ -8,7 +8,6 @@ Bars: at least 0.98 greedily, 0.95 sampled.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -18,10 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import llama_overhead
 
-from support import SIZES, Contender, alternate, common_arguments, model_folder, ratios, write_random_gguf
+from support import Contender, run_decode_benchmark
 from wattwise.model import Model
 from wattwise.planning import Plan
-from wattwise_devices.bandwidth import read_bandwidth
 from wattwise_runtimes.contracts import Artifact, Ledger, LoadSpec
 from wattwise_runtimes.engines.llamacpp import BACKEND
 from wattwise_runtimes.text.tokenizer import Tokenizer
@@ -71,24 +69,5 @@ def contenders(artifact: Artifact, arguments: argparse.Namespace) -> tuple[list[
     return entries, [*cleanup, model.close]
 
 
-def main() -> None:
-    arguments = common_arguments(__doc__ or "").parse_args()
-    with model_folder(arguments.keep) as folder:
-        path = folder / f"random-{arguments.size}-{arguments.quant}.gguf"
-        artifact = write_random_gguf(path, SIZES[arguments.size], arguments.quant)
-        before = read_bandwidth(arguments.threads)
-        entries, cleanup = contenders(artifact, arguments)
-        figures = alternate(entries, arguments.rounds)
-        after = read_bandwidth(arguments.threads)
-        for close in cleanup:
-            close()
-    print(f"{artifact.spec.name} {arguments.quant}, {artifact.weights_bytes / 1e6:.0f} MB, {arguments.threads} threads")
-    print(f"read bandwidth before and after: {before:.1f} and {after:.1f} GB/s")
-    print(f"{'loop':<28}{'tokens/s':>10}{'ratio':>8}   lowest..highest")
-    for ratio in ratios(figures, entries[0].name):
-        speed = statistics.median(figures[ratio.name])
-        print(f"{ratio.name:<28}{speed:>10.1f}{ratio.median:>8.3f}   {ratio.low:.3f}..{ratio.high:.3f}")
-
-
 if __name__ == "__main__":
-    main()
+    run_decode_benchmark(__doc__ or "", contenders)

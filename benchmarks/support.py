@@ -18,6 +18,7 @@ import gguf
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from wattwise_devices.bandwidth import read_bandwidth
 from wattwise_runtimes.contracts import Artifact
 from wattwise_runtimes.spec import ModelSpec, RopeSpec
 
@@ -123,6 +124,8 @@ class Ratio:
 
     name: str
     median: float
+    first: float  # quartile
+    third: float
     low: float
     high: float
 
@@ -144,7 +147,8 @@ def ratios(figures: dict[str, list[float]], base: str) -> list[Ratio]:
     out: list[Ratio] = []
     for name, values in figures.items():
         quotients = [value / other for value, other in zip(values, figures[base], strict=True)]
-        out.append(Ratio(name, statistics.median(quotients), min(quotients), max(quotients)))
+        first, median, third = statistics.quantiles(quotients, n=4, method="inclusive")
+        out.append(Ratio(name, median, first, third, min(quotients), max(quotients)))
     return out
 
 
@@ -158,3 +162,33 @@ def common_arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--keep", type=Path, default=None, help="folder to keep generated models in")
     return parser
+
+
+def run_decode_benchmark(
+    description: str,
+    contenders: Callable[[Artifact, argparse.Namespace], tuple[list[Contender], list[Callable[[], object]]]],
+) -> None:
+    """Make the model, measure the contenders in turns, print each one's speed and its ratio to the first.
+
+    contenders: gives the things to measure, the base first, and what to call at the end.
+    """
+    arguments = common_arguments(description).parse_args()
+    with model_folder(arguments.keep) as folder:
+        path = folder / f"random-{arguments.size}-{arguments.quant}.gguf"
+        artifact = write_random_gguf(path, SIZES[arguments.size], arguments.quant)
+        before = read_bandwidth(arguments.threads)
+        entries, cleanup = contenders(artifact, arguments)
+        figures = alternate(entries, arguments.rounds)
+        after = read_bandwidth(arguments.threads)
+        for close in cleanup:
+            close()
+    print(f"{artifact.spec.name} {arguments.quant}, {artifact.weights_bytes / 1e6:.0f} MB, {arguments.threads} threads")
+    print(f"read bandwidth before and after: {before:.1f} and {after:.1f} GB/s")
+    print(f"{'loop':<28}{'tokens/s':>10}{'GB/s':>8}{'ratio':>8}   quartiles        lowest..highest")
+    for ratio in ratios(figures, entries[0].name):
+        speed = statistics.median(figures[ratio.name])
+        rate = speed * artifact.weights_bytes / 1e9
+        print(
+            f"{ratio.name:<28}{speed:>10.1f}{rate:>8.1f}{ratio.median:>8.3f}   "
+            f"{ratio.first:.3f}..{ratio.third:.3f}   {ratio.low:.3f}..{ratio.high:.3f}"
+        )
