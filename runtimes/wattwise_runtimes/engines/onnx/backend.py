@@ -13,7 +13,7 @@ from wattwise_runtimes.engines.onnx.buffers import Bound
 from wattwise_runtimes.engines.onnx.engine import CANCEL_WITHIN_MS, OnnxEngine
 from wattwise_runtimes.engines.onnx.growing import GrowingEngine, load_growing
 from wattwise_runtimes.engines.onnx.kv import KV_NAMES, OnnxKV
-from wattwise_runtimes.engines.onnx.mapped import release
+from wattwise_runtimes.engines.onnx.mapped import collapse, release
 from wattwise_runtimes.engines.onnx.signature import Signature, read_signature
 from wattwise_runtimes.formats.onnx_file import OnnxFolder, check_onnx_folder
 from wattwise_runtimes.formats.onnx_spec import is_our_folder
@@ -69,12 +69,21 @@ class OnnxBackend:
         _progress(on_progress, 0.9, artifact)
         kv = OnnxKV(model_spec, spec.context, signature.kv_dtype, no_drop=_no_drop(signature, model_spec, spec))
         bound = Bound(session, signature, model_spec, kv, min(spec.chunk, spec.context), biases)
+        huge_bytes = collapse()
         if model_spec.rope is not None:
             bound.choose_rope_table(spec.context > model_spec.rope.original_context)
         _progress(on_progress, 1.0, artifact)
         ledger = memory.predict(folder, signature, model_spec, spec)
         return OnnxEngine(
-            session, signature, model_spec, spec, kv, bound, _capabilities(signature, spec, kv.no_drop), ledger
+            session,
+            signature,
+            model_spec,
+            spec,
+            kv,
+            bound,
+            _capabilities(signature, spec, kv.no_drop),
+            ledger,
+            huge_bytes,
         )
 
 

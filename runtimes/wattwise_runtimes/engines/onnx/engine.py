@@ -26,11 +26,11 @@ class OnnxEngine:
 
     def __init__(
         self, session: Any, signature: Signature, spec: ModelSpec, load: LoadSpec, kv: OnnxKV,
-        bound: Bound, capabilities: Capabilities, ledger: Ledger,
+        bound: Bound, capabilities: Capabilities, ledger: Ledger, huge_bytes: int = 0,
     ) -> None:  # fmt: skip
         self.spec, self.capabilities, self.kv = spec, capabilities, kv
         self._session, self._signature, self._load = session, signature, load
-        self._bound, self._ledger = bound, ledger
+        self._bound, self._ledger, self._huge_bytes = bound, ledger, huge_bytes
         self._closed = False
 
     def forward(self, batch: Batch, cancelled: Callable[[], bool] | None = None) -> np.ndarray:
@@ -59,7 +59,10 @@ class OnnxEngine:
         providers = self._session.get_providers()
         device = "cpu" if providers == ort_session.PROVIDERS else ", ".join(providers)
         library = f"onnxruntime {ort_session.onnxruntime().__version__}"
-        return {"prefill": device, "decode": device, "library": library, "providers": providers}
+        return {
+            "prefill": device, "decode": device, "library": library, "providers": providers,
+            "huge_pages_bytes": self._huge_bytes,
+        }  # fmt: skip
 
     def close(self) -> None:
         self._closed = True

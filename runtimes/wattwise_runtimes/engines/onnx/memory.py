@@ -36,7 +36,8 @@ def predict(folder: OnnxFolder, signature: Signature, spec: ModelSpec, load: Loa
     compute = _compute_bytes(signature, spec, load)
     # While loading, all scales and one tensor at a time are mapped beside what is packed; tables are not touched.
     # Float16 matrices are all turned into float32 before the first one is packed, with the file still mapped.
-    halves = sum(t.nbytes for t in tensors if t.dtype == "float16" and not t.name.startswith(_TABLES))
+    # The table may or may not be in at that moment (seen both); its half keeps the error small either way.
+    halves = sum(t.nbytes // (2 if t.name.startswith(_TABLES) else 1) for t in tensors if t.dtype == "float16")
     mapped = halves + sum(t.nbytes for t in tensors if t.name.endswith("_scales_blocks"))
     loading = (
         weights - _table_bytes(tensors) + mapped + max((t.nbytes for t in tensors if t.dtype != "float16"), default=0)
