@@ -2,6 +2,9 @@
 
 Attention bias: every GroupQueryAttention gets a bias input, one for full and one for sliding-window layers; the
 latter lose their window attribute, because it counts rows, which in a tree or after an eviction are not positions.
+
+Measured on a 400M int4 Llama, 256 rows held: prefill and decode are as fast with the bias as without. It costs the
+onnx package at load time, chunk x context numbers per kind of layer, and windowed layers look at the whole cache.
 """
 
 from __future__ import annotations
