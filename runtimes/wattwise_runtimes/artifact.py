@@ -57,7 +57,9 @@ def _open_onnx(path: Path) -> Artifact:
     from wattwise_runtimes.formats.onnx_spec import onnx_quant, spec_from_onnx_folder
 
     folder = check_onnx_folder(path)
-    weights_bytes = sum(tensor.nbytes for tensor in folder.model.initializers.values())
+    # A tied head and its embedding are two initializers over the same bytes of the data file.
+    places = {(t.location, t.offset) if t.location else t.name: t.nbytes for t in folder.model.initializers.values()}
+    weights_bytes = sum(places.values())
     return Artifact(
         path=path,
         format="onnx",

@@ -239,7 +239,11 @@ class Engine(Protocol):
 
     spec: ModelSpec
     capabilities: Capabilities
-    kv: KVStore
+
+    @property
+    def kv(self) -> KVStore:
+        """The rows of the text so far."""
+        ...
 
     def forward(self, batch: Batch, cancelled: Callable[[], bool] | None = None) -> np.ndarray:
         """Append the batch to the KV store; logits of the wanted rows, float32 [rows, vocab].

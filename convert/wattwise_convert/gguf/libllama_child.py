@@ -37,7 +37,7 @@ def main(text: str) -> int:
     params.nthread = request["threads"]
     params.max_buf_size = request["slab_bytes"]
     source, destination = os.fsencode(request["source"]), os.fsencode(request["destination"])
-    status = llama_cpp.llama_model_quantize(source, destination, ctypes.byref(params))
+    status = llama_cpp.llama_model_quantize(source, destination, ctypes.pointer(params))
     if status:
         sys.stderr.write("; ".join(line for line in errors if line.strip("= ")) or f"status {status}")
         return 1

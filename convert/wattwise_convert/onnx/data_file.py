@@ -15,7 +15,7 @@ import numpy as np
 from onnx import TensorProto
 
 PAGE_BYTES = 4096
-_WIDTHS = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.UINT8: 1, TensorProto.INT64: 8}
+_WIDTHS: dict[int, int] = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.UINT8: 1, TensorProto.INT64: 8}
 
 
 class DataFile:
