@@ -20,9 +20,11 @@ from wattwise.report import Report
 from wattwise.sampling import Sampler, SamplerParams
 from wattwise.stats import Stats
 from wattwise.streaming import AsyncStream, Stream
-from wattwise_devices.errors import BackendError
+from wattwise_devices.errors import BackendError, LoadError
 from wattwise_runtimes.contracts import Engine
+from wattwise_runtimes.formats.gguf import read_gguf
 from wattwise_runtimes.registry import get_backend
+from wattwise_runtimes.text.gguf_vocab import has_vocabulary
 from wattwise_runtimes.text.sources import load_tokenizer
 from wattwise_runtimes.text.template import ChatTemplate, default_template
 from wattwise_runtimes.text.tokenizer import Tokenizer
@@ -52,9 +54,16 @@ def load(
 def load_plan(decided: Plan, on_progress: Callable[[float], bool | None] | None = None) -> Model:
     """Load exactly what a plan says."""
     began = time.perf_counter()
-    tokenizer = load_tokenizer(decided.artifact.path)
+    tokenizer = find_tokenizer(decided.artifact.path)
     engine = get_backend(decided.engine).load(decided.artifact, decided.load_spec(), on_progress)
     return Model(decided, engine, tokenizer, load_ms=1e3 * (time.perf_counter() - began))
+
+
+def find_tokenizer(path: Path) -> Tokenizer | None:
+    """The model's tokenizer; None for a file that has none by design (random models for benchmarks)."""
+    if path.is_dir():
+        return load_tokenizer(path) if any(path.glob("tokenizer*")) else None
+    return load_tokenizer(path) if has_vocabulary(read_gguf(path).fields) else None
 
 
 def chat_template(tokenizer: Tokenizer) -> tuple[ChatTemplate, bool]:
@@ -79,15 +88,26 @@ def chat_template(tokenizer: Tokenizer) -> tuple[ChatTemplate, bool]:
 class Model:
     """A loaded model. One reply at a time; a second caller waits. Close it, or use it as a context manager."""
 
-    def __init__(self, decided: Plan, engine: Engine, tokenizer: Tokenizer, load_ms: float) -> None:
+    def __init__(self, decided: Plan, engine: Engine, tokenizer: Tokenizer | None, load_ms: float) -> None:
         self.plan = decided
-        self.tokenizer = tokenizer
         self.engine = engine
         self.load_ms = load_ms
-        self._template, self._own_template = chat_template(tokenizer)
+        self._tokenizer = tokenizer
         self._held = HeldPrefix(engine)
-        self._eog_ids = frozenset(engine.spec.eos_ids) | tokenizer.eog_ids
+        self._eog_ids = frozenset(engine.spec.eos_ids)
+        if tokenizer is not None:
+            self._template, self._own_template = chat_template(tokenizer)
+            self._eog_ids |= tokenizer.eog_ids
         self._busy = _OneAtATime()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back. Raises LoadError for a model without a vocabulary."""
+        if self._tokenizer is None:
+            raise LoadError(
+                f"{self.plan.model} has no vocabulary: it can be benchmarked, but neither read nor write text"
+            )
+        return self._tokenizer
 
     def chat(self, messages: str | Sequence[Message], **options: Any) -> Reply:
         """One reply, complete. Arguments as in `stream`."""

@@ -84,13 +84,13 @@ def _write(path: Path, known: dict[str, int]) -> None:
 def _child(engine: str, model: Path) -> None:
     import wattwise.model  # what every run imports
     from wattwise_runtimes.registry import get_backend
-    from wattwise_runtimes.text.sources import load_tokenizer
 
     backend = get_backend(engine)
     later_bytes = backend.warm_up()
-    tokenizer = load_tokenizer(model)
-    wattwise.model.chat_template(tokenizer)
-    tokenizer.decode(tokenizer.encode("warm"))
+    tokenizer = wattwise.model.find_tokenizer(model)
+    if tokenizer is not None:
+        wattwise.model.chat_template(tokenizer)
+        tokenizer.decode(tokenizer.encode("warm"))
     sys.stdout.write(json.dumps({"resident_bytes": (resident_memory().peak_bytes or 0) + later_bytes}))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from support.chat_model import SPEC, byte_tokenizer
+from support.gguf_files import write_tiny_gguf
 from support.specs import random_weights
 from wattwise.cli import COMMANDS, main
 from wattwise_convert import gguf
@@ -206,3 +207,13 @@ def test_fit_takes_the_finest_type_that_fits(model: Path, tmp_path: Path, capsys
     assert code == 2 and "does not fit" in err
     assert not (tmp_path / "no.gguf").exists()
     assert run(capsys, "convert", model, tmp_path / "x.gguf", "--fit", "1MB", "--quant", "f16")[0] == 2
+
+
+def test_a_model_without_a_vocabulary_can_be_benchmarked_but_not_spoken_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("llama_cpp")
+    write_tiny_gguf(tmp_path / "ids.gguf", SPEC, random_weights(SPEC))
+    assert run_json(capsys, "bench", tmp_path / "ids.gguf", "-p", "8", "-n", "0", "-r", "1")["rows"][0]["n_prompt"] == 8
+    code, _, err = run(capsys, "run", tmp_path / "ids.gguf", "hello")
+    assert code == 1 and "no vocabulary" in err

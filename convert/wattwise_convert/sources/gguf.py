@@ -21,7 +21,7 @@ def claims(path: Path) -> bool:
 
 def open_source(path: Path) -> Checkpoint:
     """The checkpoint in the file."""
-    from wattwise_runtimes.text.gguf_vocab import vocabulary_from_gguf
+    from wattwise_runtimes.text.gguf_vocab import has_vocabulary, vocabulary_from_gguf
     from wattwise_runtimes.text.tokenizer import Tokenizer
 
     file = read_gguf(path)
@@ -30,8 +30,7 @@ def open_source(path: Path) -> Checkpoint:
     tensors = {
         name: TensorSource(name, t.shape, t.dtype, t.read_rows) for name, t in canonical_tensors(file, spec).items()
     }
-    has_vocabulary = file.fields.get("tokenizer.ggml.model") not in (None, "no_vocab", "none")
-    tokenizer = Tokenizer(vocabulary_from_gguf(file.fields, path)) if has_vocabulary else None
+    tokenizer = Tokenizer(vocabulary_from_gguf(file.fields, path)) if has_vocabulary(file.fields) else None
     if tokenizer is not None:  # tokens that end a reply by their name alone
         ends = dict.fromkeys((*spec.eos_ids, *sorted(tokenizer.eog_ids)))
         spec = dataclasses.replace(spec, eos_ids=tuple(ends))

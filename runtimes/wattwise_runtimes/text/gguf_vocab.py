@@ -113,6 +113,11 @@ def _own_fields(vocabulary: Vocabulary) -> dict[str, Any]:
     return fields
 
 
+def has_vocabulary(fields: Mapping[str, Any]) -> bool:
+    """Whether a GGUF file has one at all: files of ids only name their tokenizer "no_vocab" or "none"."""
+    return fields.get("tokenizer.ggml.model") not in (None, "no_vocab", "none")
+
+
 def vocabulary_from_gguf(fields: Mapping[str, Any], path: object = "GGUF file") -> Vocabulary:
     """The vocabulary in a GGUF file's metadata; `path` is for messages."""
     model = _get(fields, path, "model", str)

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     tests += [Test(n_gen=n, n_depth=d) for d in options.n_depth for n in options.n_gen if n]
     load = common.load_arguments(options)
     if load["context"] is None:  # as much as the rows need, not the default
-        load["context"] = max((t.n_prompt + t.n_gen + t.n_depth for t in tests), default=16) + 1
+        load["context"] = max([16, *(t.n_prompt + t.n_gen + t.n_depth + 1 for t in tests)])
     with wattwise.load(options.model, **load) as model:
         rows = []
         for row in run_tests(model, tests, repetitions=options.repetitions):
