@@ -94,10 +94,8 @@ class Model:
         self.load_ms = load_ms
         self._tokenizer = tokenizer
         self._held = HeldPrefix(engine)
-        self._eog_ids = frozenset(engine.spec.eos_ids)
-        if tokenizer is not None:
-            self._template, self._own_template = chat_template(tokenizer)
-            self._eog_ids |= tokenizer.eog_ids
+        self._template, self._own_template = chat_template(tokenizer) if tokenizer else (default_template(), False)
+        self._eog_ids = frozenset(engine.spec.eos_ids) | (tokenizer.eog_ids if tokenizer else frozenset())
         self._busy = _OneAtATime()
 
     @property
