@@ -1,9 +1,8 @@
 """What our code adds to llama.cpp's own decode speed: `python benchmarks/llama_overhead.py`.
 
 The base is the barest loop there is in Python: llama_decode on a preallocated batch, llama_get_logits_ith, numpy's
-argmax over a prepared view. Against it, in turns in one process, on equal contexts of one model: `Engine.forward`
-with argmax, and whatever `contenders` is extended by. Bars: greedy at least 0.98, with temperature, top-p and min-p
-at least 0.95.
+argmax over a prepared view. Against it, in turns, on the same native context: `Engine.forward` with argmax.
+`sdk_decode.py` adds the whole SDK.
 """
 
 from __future__ import annotations
@@ -23,26 +22,22 @@ from support import Contender, run_decode_benchmark
 from wattwise_runtimes.contracts import Artifact, Batch, LoadSpec
 from wattwise_runtimes.engines.llamacpp import BACKEND
 from wattwise_runtimes.engines.llamacpp.engine import LlamaEngine
-from wattwise_runtimes.engines.llamacpp.native import native
 
 PROMPT = list(range(5, 21))
 
 
 class BareLoop:
-    """llama-cpp-python's low-level functions as the package binds them, on an own context of the same model."""
+    """llama-cpp-python's low-level functions as the package binds them, on the engine's own native context.
 
-    def __init__(self, artifact: Artifact, context: int, threads: int) -> None:
+    The same weights in the same memory: a model loaded twice into one process is 5 % faster the second time, and
+    from process to process memory falls out differently, either of which would drown what is measured here.
+    """
+
+    def __init__(self, engine: LlamaEngine) -> None:
         import llama_cpp.llama_cpp as api
 
-        self._api, self._vocab = api, artifact.spec.vocab
-        model_params = api.llama_model_default_params()
-        model_params.load_mode = 0
-        self._model = api.llama_model_load_from_file(str(artifact.path).encode(), model_params)
-        params = api.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = context, 512, 512
-        params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = 1
-        self._context = api.llama_init_from_model(self._model, params)
+        self._api, self._vocab = api, engine.spec.vocab
+        self._context = engine._context
         self._batch = api.llama_batch_init(len(PROMPT), 0, 1)
         self._memory = api.llama_get_memory(self._context)
 
@@ -82,15 +77,18 @@ def engine_loop(engine: LlamaEngine, tokens: int) -> float:
 
 
 def contenders(artifact: Artifact, arguments: argparse.Namespace) -> tuple[list[Contender], list[Callable[[], object]]]:
-    """What is measured, the base first; and what to call at the end. Further loops are added here."""
-    native()  # sends llama.cpp's log to Python's logging, for the bare loop too
-    context = len(PROMPT) + arguments.tokens + 16
-    bare = BareLoop(artifact, context, arguments.threads)
-    engine = BACKEND.load(artifact, LoadSpec(context=context, threads=arguments.threads))
+    """What is measured, the base first; and what to call at the end."""
+    engine = BACKEND.load(artifact, LoadSpec(context=len(PROMPT) + arguments.tokens + 64, threads=arguments.threads))
+    return engine_contenders(engine, arguments.tokens), [engine.close]
+
+
+def engine_contenders(engine: LlamaEngine, tokens: int) -> list[Contender]:
+    """The bare loop and `Engine.forward` on one engine. Its KV store is cleared before it is used by either."""
+    bare = BareLoop(engine)
     return [
-        Contender("bare llama_decode", lambda: bare.run(arguments.tokens)),
-        Contender("Engine.forward", lambda: engine_loop(engine, arguments.tokens)),
-    ], [engine.close]
+        Contender("bare llama_decode", lambda: bare.run(tokens)),
+        Contender("Engine.forward", lambda: engine_loop(engine, tokens)),
+    ]
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import llama_overhead
+from llama_overhead import engine_contenders
 
 from support import Contender, run_decode_benchmark
 from wattwise.model import Model
 from wattwise.planning import Plan
 from wattwise_runtimes.contracts import Artifact, Ledger, LoadSpec
 from wattwise_runtimes.engines.llamacpp import BACKEND
+from wattwise_runtimes.engines.llamacpp.engine import LlamaEngine
 from wattwise_runtimes.text.tokenizer import Tokenizer
 from wattwise_runtimes.text.vocabulary import BYTE_SPELLING, NORMAL, Vocabulary
 
@@ -36,14 +37,13 @@ def word_tokenizer(size: int) -> Tokenizer:
     return Tokenizer(Vocabulary(model="bpe", tokens=tokens, kinds=kinds, pre="gpt-2", add_space_prefix=False))
 
 
-def sdk_model(artifact: Artifact, context: int, threads: int) -> Model:
-    """A Model over the artifact, without planning (the file has no vocabulary of its own)."""
-    spec = LoadSpec(context=context, threads=threads)
+def sdk_model(artifact: Artifact, engine: LlamaEngine, context: int, threads: int) -> Model:
+    """A Model over a loaded engine, without planning (the file has no vocabulary of its own)."""
     plan = Plan(
         model=artifact.path.stem, artifact=artifact, engine="llamacpp", context=context, kv_type="f16", chunk=512,
         threads=threads, threads_batch=threads, ledger=Ledger(), budget_bytes=None, budget_source="none",
     )  # fmt: skip
-    return Model(plan, BACKEND.load(artifact, spec), word_tokenizer(artifact.spec.vocab), load_ms=0.0)
+    return Model(plan, engine, word_tokenizer(artifact.spec.vocab), load_ms=0.0)
 
 
 def stream_loop(model: Model, tokens: int, **sampling: object) -> float:
@@ -59,14 +59,15 @@ def stream_loop(model: Model, tokens: int, **sampling: object) -> float:
 
 
 def contenders(artifact: Artifact, arguments: argparse.Namespace) -> tuple[list[Contender], list[Callable[[], object]]]:
-    """The bare loop and the engine as before, then the SDK."""
-    entries, cleanup = llama_overhead.contenders(artifact, arguments)
-    model = sdk_model(artifact, arguments.tokens + 64, arguments.threads)
-    entries += [
+    """The bare loop and the engine, then the SDK, all on one native context."""
+    context = arguments.tokens + 96
+    engine = BACKEND.load(artifact, LoadSpec(context=context, threads=arguments.threads))
+    model = sdk_model(artifact, engine, context, arguments.threads)
+    return [
+        *engine_contenders(engine, arguments.tokens),
         Contender("Model.stream, greedy", lambda: stream_loop(model, arguments.tokens, temperature=0)),
         Contender("Model.stream, sampled", lambda: stream_loop(model, arguments.tokens, **SAMPLED)),
-    ]
-    return entries, [*cleanup, model.close]
+    ], [model.close]
 
 
 if __name__ == "__main__":

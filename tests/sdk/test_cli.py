@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +219,10 @@ def test_a_model_without_a_vocabulary_can_be_benchmarked_but_not_spoken_to(
     assert run_json(capsys, "bench", tmp_path / "ids.gguf", "-p", "8", "-n", "0", "-r", "1")["rows"][0]["n_prompt"] == 8
     code, _, err = run(capsys, "run", tmp_path / "ids.gguf", "hello")
     assert code == 1 and "no vocabulary" in err
+
+
+def test_a_closed_pipe_is_no_traceback(model: Path) -> None:
+    command = f"'{sys.executable}' -m wattwise inspect '{model}' --tensors | head -n 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert "tiny.gguf" in done.stdout
+    assert done.stderr == ""

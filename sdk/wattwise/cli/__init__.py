@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from wattwise import __version__
 from wattwise_devices.errors import BudgetError, ConvertError, Error, PlanError
 
 COMMANDS = ("run", "chat", "convert", "inspect", "plan", "bench", "eval")
-EXIT_FAILED, EXIT_USAGE, EXIT_BUDGET, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_BUDGET, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 3, 130, 141  # as shells say of signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     module = importlib.import_module(f"wattwise.cli.{options.command}_command")
     try:
-        return module.run(options) or 0
+        code = module.run(options) or 0
+        sys.stdout.flush()  # a closed pipe is noticed here, not while the interpreter ends
+        return code
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`| head`). What is still buffered goes nowhere, silently.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     except BudgetError as error:
         return _fail(options, error, EXIT_BUDGET)
     except (PlanError, TypeError, ValueError) as error:
