@@ -41,13 +41,13 @@ _LIMITS = """\
 - It learnt from chats between crowd workers and repeats their opinions on films, bands and teams as if it had
   them. Coarse conversations were left out of training by a word list, which is no guarantee.
 - Old children's books carry the views and words of their time.
-- The context is short: after a few dozen lines the oldest ones must go.
+- The context is short: a conversation is full after a few dozen lines, and a new one has to be begun.
 
 ## A bigger one
 
-Any GGUF file or Hugging Face folder of a supported architecture works in its place: `wattwise pull` says
-whether a model fits this machine before it downloads it, `wattwise convert` makes one smaller, and `models/`
-holds configs for larger models of this recipe.
+Any GGUF file of a supported architecture works in its place, and `wattwise convert` makes one from a Hugging Face
+folder: `wattwise plan model.gguf` says whether it fits this machine. `models/` holds configs for larger models of
+this recipe.
 """
 
 
