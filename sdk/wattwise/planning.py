@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wattwise.budget import Budget
+from wattwise.cost_cache import remembered
 from wattwise.runtime_cost import runtime_bytes
 from wattwise.store import resolve_model
 from wattwise.units import format_bytes
@@ -257,7 +258,7 @@ class _Search:
         """Whether this model can have its KV cache in this type (block sizes, head sizes)."""
         least = LoadSpec(context=self._smallest_context(), chunk=CHUNK_LADDER[-1], kv_type=kv_type)
         try:
-            self.backend.estimate(self.artifact, least)
+            self._estimate(least)
         except PlanError:
             return False
         return True
@@ -280,8 +281,17 @@ class _Search:
             budget_bytes=self.allowed_bytes,
             budget_source=self.source,
         )
-        ledger = self.backend.estimate(self.artifact, made.load_spec())
+        ledger = self._estimate(made.load_spec())
         return dataclasses.replace(made, ledger=dataclasses.replace(ledger, runtime=runtime + ledger.runtime))
+
+    def _estimate(self, spec: LoadSpec) -> Ledger:
+        """The engine's estimate, the same one every time it is asked for."""
+        question = f"{self.backend.name} {spec}"
+        return Ledger(
+            **remembered(
+                self.artifact.path, question, lambda: dataclasses.asdict(self.backend.estimate(self.artifact, spec))
+            )
+        )
 
     def _fits(self, made: Plan) -> bool:
         return self.allowed_bytes is None or with_headroom(made.ledger.total) <= self.allowed_bytes
