@@ -226,3 +226,11 @@ def test_a_closed_pipe_is_no_traceback(model: Path) -> None:
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert "tiny.gguf" in done.stdout
     assert done.stderr == ""
+
+
+def test_chat_with_json_lines(model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n\nAgain\n"))
+    code, out, _ = run(capsys, "chat", model, "--json", "--max-tokens", "4", "--temperature", "0")
+    first, second = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert first["stats"]["cache_n"] == 0 < second["stats"]["cache_n"], "the second turn goes on from the first"

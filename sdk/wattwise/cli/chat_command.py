@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from typing import TYPE_CHECKING
 
 from wattwise.cli import common
 
-HELP = "a conversation in the terminal"
+if TYPE_CHECKING:
+    from wattwise.model import Model
+
+HELP = "a conversation in the terminal; with --json, one message a line in, one object a line out"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +28,20 @@ def run(options: argparse.Namespace) -> int:
     import wattwise
     from wattwise_tui.plain import PlainChat
 
-    if options.json:
-        raise ValueError("chat talks to a person; for JSON use: wattwise run --json")
     with wattwise.load(
         options.model, on_progress=common.show_progress("loading"), **common.load_arguments(options)
     ) as model:
+        if options.json:
+            return _json_lines(model, options)
         return PlainChat(model, system=options.system, options=common.sampling_arguments(options)).run()
+
+
+def _json_lines(model: Model, options: argparse.Namespace) -> int:
+    """For programs: each line of standard input is a message, each answer one JSON object on a line."""
+    chat = model.conversation(options.system)
+    for line in sys.stdin:
+        text = line.rstrip("\n")
+        if text.strip():
+            common.print_json(chat.say(text, **common.sampling_arguments(options)).to_json())
+            sys.stdout.flush()
+    return 0
