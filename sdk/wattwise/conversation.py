@@ -18,6 +18,8 @@ Message = dict[str, Any]
 class Conversation:
     """`say` for a reply, `stream` for its pieces. The user's turn is stored before anything is generated.
 
+    A turn that gets no answer at all (cancelled before the first token, too long for the context, never iterated) is
+    not kept, because many templates refuse two user's turns in a row. A stopped answer is kept as far as it got.
     Each turn renders all messages and recomputes only from the first token that changed, so editing `messages`
     between turns is allowed and costs exactly what follows the edit.
     """
@@ -32,17 +34,29 @@ class Conversation:
         return self.stream(text, **options).run()
 
     def stream(self, text: str, **options: Any) -> Stream:
-        """The same, piece by piece. A cancelled reply stays in the conversation as far as it got."""
-        self.messages.append({"role": "user", "content": text})
-        return self._model.stream(self.messages, tools=self._tools, on_end=self._store, **options)
+        """The same, piece by piece."""
+        turn = {"role": "user", "content": text}
+        return self._model.stream(
+            [*self.messages, turn],
+            tools=self._tools,
+            on_start=lambda: self.messages.append(turn),
+            on_end=self._store,
+            **options,
+        )
 
     def regenerate(self, **options: Any) -> Stream:
-        """Forget the last reply and make another one."""
-        if self.messages and self.messages[-1]["role"] == "assistant":
-            self.messages.pop()
-        if not self.messages or self.messages[-1]["role"] != "user":
+        """Another reply in place of the last one, which stays if nothing comes of it."""
+        last = len(self.messages)
+        if last and self.messages[-1]["role"] == "assistant":
+            last -= 1
+        if not last or self.messages[last - 1]["role"] != "user":
             raise ValueError("there is no user's turn to answer; use say or stream first")
-        return self._model.stream(self.messages, tools=self._tools, on_end=self._store, **options)
+
+        def replace(reply: Reply) -> None:
+            if not _is_nothing(reply):
+                self.messages[last:] = [{"role": "assistant", "content": reply.text}]
+
+        return self._model.stream(self.messages[:last], tools=self._tools, on_end=replace, **options)
 
     def undo(self) -> str | None:
         """Take the last user's turn (and what followed) back; its text, or None if there was none."""
@@ -73,8 +87,15 @@ class Conversation:
         self.messages = messages
 
     def _store(self, reply: Reply) -> None:
-        if reply.text:
+        if not _is_nothing(reply):
             self.messages.append({"role": "assistant", "content": reply.text})
+        elif self.messages and self.messages[-1]["role"] == "user":
+            self.messages.pop()
+
+
+def _is_nothing(reply: Reply) -> bool:
+    """Whether it ended before it said anything. An empty reply that the model chose to give is one."""
+    return not reply.text and reply.finish_reason == "cancelled"
 
 
 def _is_message(value: Any) -> bool:

@@ -120,6 +120,7 @@ class Model:
         tools: Sequence[Message] | None = None,
         raw: bool = False,
         sampler: SamplerParams | None = None,
+        on_start: Callable[[], None] | None = None,
         on_end: Callable[[Reply], None] | None = None,
         **sampling: Any,
     ) -> Stream:
@@ -127,6 +128,7 @@ class Model:
 
         messages: a user's text, or a list of {"role", "content"}. raw: the text is the prompt as it is, no chat
         template. Sampling by keyword (temperature, top_k, top_p, min_p, seed, ...; see SamplerParams) or as `sampler`.
+        on_start and on_end are called around the work, on_end with the reply, whatever ended it.
         Raises ContextOverflow, with both counts, for a prompt that does not fit; nothing is ever cut.
         """
         if sampler is not None and sampling:
@@ -149,12 +151,17 @@ class Model:
         if plain:
             generation.events.append(TemplateMissing("the model has no chat template; a plain one was used"))
 
+        def begun() -> None:
+            self._busy.acquire()
+            if on_start is not None:
+                on_start()
+
         def ended(reply: Reply) -> None:
             self._busy.release()
             if on_end is not None:
                 on_end(reply)
 
-        return Stream(generation, self._busy.acquire, ended, self.plan)
+        return Stream(generation, begun, ended, self.plan)
 
     def astream(self, messages: str | Sequence[Message], **options: Any) -> AsyncStream:
         """`stream` for asyncio; the same stream behind it."""

@@ -269,3 +269,32 @@ def test_a_model_without_a_template_says_so() -> None:
     reply = scripted_model(b"ok", template=None).chat("hi", temperature=0)
     assert [type(e).__name__ for e in reply.events] == ["TemplateMissing"]
     assert scripted_model(b"ok").chat("hi", temperature=0).events == []
+
+
+def test_a_turn_without_an_answer_is_not_kept() -> None:
+    model = scripted_model(b"abc", context=64)
+    chat = model.conversation()
+    with chat.stream("never iterated", temperature=0):
+        pass
+    assert chat.messages == []
+    with pytest.raises(ContextOverflow):
+        chat.say("y" * 100, temperature=0)
+    assert chat.messages == []
+    engine_of(model).gate = threading.Event()
+    stream = chat.stream("stopped at once", temperature=0)
+    stream.cancel()
+    assert list(stream) == []
+    assert chat.messages == []
+    engine_of(model).gate = None
+    assert chat.say("x", temperature=0).text == "abc"
+    assert [m["role"] for m in chat.messages] == ["user", "assistant"]
+    stream = chat.regenerate(temperature=0)
+    stream.cancel()
+    stream.run()
+    assert chat.messages[-1]["content"] == "abc", "the old reply stays if there is no new one"
+
+
+def test_an_empty_answer_is_an_answer() -> None:
+    chat = scripted_model(b"").conversation()
+    assert chat.say("x", temperature=0).text == ""
+    assert [m["role"] for m in chat.messages] == ["user", "assistant"]

@@ -87,7 +87,6 @@ class PlainChat:
         return True
 
     def _answer(self, start: Callable[[], Any]) -> None:
-        before = list(self._chat.messages)
         try:
             stream = start()
             screen = WordWrap(self._out, self._width())
@@ -98,7 +97,6 @@ class PlainChat:
                 except KeyboardInterrupt:
                     screen.write(" [stopped]")
         except ContextOverflow as error:
-            self._chat.messages = before
             self._say(f"{error} (/new starts over, /undo takes a turn back)")
             return
         except (Error, ValueError) as error:
