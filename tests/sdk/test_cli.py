@@ -104,6 +104,7 @@ def test_plan_and_its_exit_code_over_budget(model: Path, capsys: pytest.CaptureF
         (["run", "MODEL", "x", "--context", "999999"], 2, "context"),
         (["run", "MODEL", "x", "--kv", "nonesuch"], 2, "nonesuch"),
         (["run", "MODEL", "y" * 700], 1, "719"),
+        (["run", "word " * 3000], 1, "Nothing was cut"),
         (["run", "a", "b", "c"], 2, "quotes"),
         (["plan", "MODEL", "--memory", "lots"], 2, "lots"),
         (["inspect", "absent.gguf"], 1, "absent.gguf"),

@@ -66,4 +66,8 @@ def _model_and_prompt(words: list[str]) -> tuple[str, str]:
 
 def _names_a_model(word: str) -> bool:
     path = Path(word)
-    return word == "builtin" or (path.suffix == ".gguf" and path.is_file()) or (path / "genai_config.json").is_file()
+    try:
+        is_model = (path.suffix == ".gguf" and path.is_file()) or (path / "genai_config.json").is_file()
+    except OSError:  # too long for a path: a prompt
+        return False
+    return word == "builtin" or is_model
