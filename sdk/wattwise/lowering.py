@@ -7,6 +7,7 @@ place where the SDK reaches over to the converter; imported only when it is need
 from __future__ import annotations
 
 import hashlib
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,10 @@ _QUANT = {"f32": "fp32", "bf16": "fp32", "f16": "fp16", "q8_0": "int8", "q6_k": 
 
 
 def onnx_folder_for(artifact: Artifact, on_progress: Callable[[float], object] | None = None) -> Path:
-    """The ONNX folder that corresponds to a GGUF artifact; made on first use. Raises ConvertError."""
+    """The ONNX folder that corresponds to a GGUF artifact; made on first use.
+
+    on_progress gets 0..1 and may return False to stop. Raises ConvertError, also when it was stopped.
+    """
     from wattwise import __version__
 
     digest = hashlib.sha256(__version__.encode())
@@ -40,11 +44,11 @@ def _lower_in_child(source: Path, folder: Path, quant: str, on_progress: Callabl
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         try:
             for line in child.stdout or ():
-                if on_progress is not None:
-                    on_progress(float(line))
+                if on_progress is not None and on_progress(float(line)) is False:
+                    raise ConvertError(f"lowering {source} to ONNX was stopped")
             problem = child.stderr.read() if child.stderr is not None else ""
-        except BaseException:  # Ctrl-C: the converter leaves nothing behind when it ends
-            child.terminate()
+        except BaseException:  # stopped, or Ctrl-C
+            child.send_signal(signal.SIGINT)  # so that the converter removes what it has begun
             raise
     if child.returncode != 0:
         last = (problem.strip().splitlines() or [f"exit code {child.returncode}"])[-1]

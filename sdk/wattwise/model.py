@@ -47,7 +47,15 @@ def load(
     model: a .gguf file, an ONNX folder, or "builtin". context in tokens. on_progress gets 0..1 and may return False
     to stop. The other arguments are as in `wattwise.plan`.
     """
-    decided = plan(model, budget=budget, engine=engine, context=context, kv_type=kv_type, threads=threads)
+    decided = plan(
+        model,
+        budget=budget,
+        engine=engine,
+        context=context,
+        kv_type=kv_type,
+        threads=threads,
+        on_progress=on_progress,
+    )
     return load_plan(decided, on_progress)
 
 
@@ -176,8 +184,8 @@ class Model:
     ) -> list[int]:
         """The ids that a request starts from, exactly as the engine will read them."""
         if raw:
-            if not isinstance(messages, str):
-                raise TypeError("raw takes the prompt as one text, not as messages")
+            if not isinstance(messages, str) or tools:
+                raise TypeError("raw takes the prompt as one text: no messages, and no tools")
             return self.tokenizer.encode(messages, bos=True)
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         return encode_chat(self._template, self.tokenizer, turns, tools)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from wattwise_devices.errors import PlanError
 from wattwise_runtimes.text.template import ChatTemplate
 from wattwise_runtimes.text.tokenizer import Tokenizer
 from wattwise_runtimes.text.vocabulary import CONTROL
@@ -24,7 +25,16 @@ def encode_chat(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[int]:
-    """Ids of the rendered conversation, ready for the assistant's turn. Raises TemplateError."""
+    """Ids of the rendered conversation, ready for the assistant's turn.
+
+    Raises TemplateError, and PlanError for tools that the template would leave out without a word.
+    """
+    if tools and "tools" not in template.source:
+        raise PlanError(
+            "the model's chat template has no place for tools, so it would never see them. "
+            "Describe them in the system prompt, or use a model whose template takes tools.",
+            clash=("tools", "the chat template"),
+        )
     marked, found = _mark(list(messages), _control_spellings(tokenizer))
     rendered = template.render(marked, tools=tools, add_generation_prompt=True)
     ids: list[int] = []

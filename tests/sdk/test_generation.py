@@ -12,7 +12,7 @@ import pytest
 from support.chat_model import IM_END, ScriptedEngine, byte_tokenizer, scripted_model, tiny_model
 from support.specs import random_weights
 from wattwise.model import Model
-from wattwise_devices.errors import BackendError, ContextOverflow, GenerationError
+from wattwise_devices.errors import BackendError, ContextOverflow, GenerationError, PlanError
 from wattwise_runtimes.contracts import Batch, LoadSpec
 from wattwise_runtimes.engines.reference import ReferenceEngine
 
@@ -298,3 +298,14 @@ def test_an_empty_answer_is_an_answer() -> None:
     chat = scripted_model(b"").conversation()
     assert chat.say("x", temperature=0).text == ""
     assert [m["role"] for m in chat.messages] == ["user", "assistant"]
+
+
+def test_tools_are_never_left_out_silently() -> None:
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    model = scripted_model(b"ok")
+    with pytest.raises(PlanError, match="tools"):
+        model.chat("x", tools=tools)
+    with pytest.raises(TypeError, match="tools"):
+        model.chat("x", raw=True, tools=tools)
+    takes_tools = scripted_model(b"ok", template="{% for t in tools or [] %}{{ t.function.name }}{% endfor %}")
+    assert takes_tools.prompt_ids("x", tools=tools) == list(b"clock")

@@ -58,3 +58,13 @@ def test_a_failure_names_the_file_and_leaves_nothing(model: Path) -> None:
     from wattwise.paths import cache_dir
 
     assert list((cache_dir() / "lowered").iterdir()) == []
+
+
+def test_it_can_be_stopped_and_leaves_nothing_half(model: Path) -> None:
+    with pytest.raises(ConvertError, match="stopped"):
+        onnx_folder_for(open_artifact(model), lambda _: False)
+    from wattwise.paths import cache_dir
+
+    left = list((cache_dir() / "lowered").iterdir())
+    assert all((folder / "genai_config.json").is_file() for folder in left), "whole, if it was done before it heard"
+    assert onnx_folder_for(open_artifact(model)).is_dir()
