@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,7 @@ class _Search:
     wants: Wants
     allowed_bytes: int | None
     source: str
+    impossible: list[str] = field(default_factory=list)  # why longer contexts were passed over
 
     def run(self, reasons: list[str]) -> Plan:
         runtime = runtime_bytes(self.backend.name, self.artifact.path)
@@ -232,7 +233,14 @@ class _Search:
         for context in self._contexts(wants):
             kv_types = self._kv_types(wants)
             chunks = sorted({min(c, context) for c in ([wants.chunk] if wants.chunk else CHUNK_LADDER)}, reverse=True)
-            if not self._fits(self._plan(context, kv_types[-1], chunks[-1], runtime)):
+            try:
+                smallest = self._plan(context, kv_types[-1], chunks[-1], runtime)
+            except PlanError as error:  # the engine cannot run this model with so much context
+                if wants.context is not None:
+                    raise
+                self.impossible.append(str(error))
+                continue
+            if not self._fits(smallest):
                 continue  # its smallest form is too large, so all its forms are
             for kv_type in kv_types:
                 for chunk in chunks:
@@ -245,7 +253,8 @@ class _Search:
         if wants.context is not None:
             return [wants.context]
         top = min(trained, DEFAULT_CONTEXT)
-        return sorted({top, *(c for c in CONTEXT_LADDER if c <= top)}, reverse=True)
+        window = self.artifact.spec.sliding_window or top  # some engines run a model up to its window only
+        return sorted({top, min(window, top), *(c for c in CONTEXT_LADDER if c <= top)}, reverse=True)
 
     def _kv_types(self, wants: Wants) -> list[str]:
         """The types worth trying, the finest first."""
@@ -299,7 +308,8 @@ class _Search:
     def _why(self, best: Plan) -> list[str]:
         why = []
         if best.context < min(self.artifact.spec.context, DEFAULT_CONTEXT) and self.wants.context is None:
-            why.append(f"a longer context than {best.context} does not fit {format_bytes(self.allowed_bytes)}")
+            too_large = f"a longer context than {best.context} does not fit {format_bytes(self.allowed_bytes)}"
+            why.append(self.impossible[-1] if self.impossible else too_large)
         if best.kv_type != self._kv_types(self.wants)[0]:
             why.append(f"the KV cache is kept in {best.kv_type} so that the context fits")
         if best.chunk < CHUNK_LADDER[0] and best.chunk < best.context and self.wants.chunk is None:

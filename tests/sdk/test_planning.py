@@ -31,7 +31,11 @@ class ArithmeticBackend:
     def warm_up(self) -> int:
         return 0
 
+    longest = 1 << 20
+
     def estimate(self, artifact: Artifact, spec: LoadSpec) -> Ledger:
+        if spec.context > self.longest:
+            raise PlanError(f"only right up to {self.longest} tokens")
         return Ledger(weights=WEIGHTS, kv=KV_BYTES[spec.kv_type] * spec.context, compute=8192 * spec.chunk)
 
     def load(self, *_: Any) -> Any:
@@ -129,3 +133,18 @@ def test_a_plan_reads_as_words_and_as_json(world: Path) -> None:
     words = str(plan)
     for word in ("arithmetic", "1024", "40.0 MiB", "1.00 GiB", "q4_0"):
         assert word in words
+
+
+def test_a_context_that_the_engine_cannot_run_is_passed_over_and_said(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ArithmeticBackend, "longest", 1500)
+    plan = make(world, "1GiB")
+    assert plan.context == 1024
+    assert any("only right up to 1500" in reason for reason in plan.reasons)
+    with pytest.raises(PlanError, match="1500"):
+        make(world, "1GiB", context=2048)
+    monkeypatch.setattr(ArithmeticBackend, "longest", 8)
+    world.write_bytes(b"GGUF, another file: costs are remembered by file")
+    with pytest.raises(PlanError, match="up to 8"):
+        make(world, "1GiB")
