@@ -92,6 +92,7 @@ class Generation:
         stats.prompt_ms = (prompt_end_ns - request_ns) / 1e6
         sampler, push, eog_ids, cancelled = request.sampler, self._text.push, request.eog_ids, self._cancel.is_set
         limit = request.max_tokens if request.max_tokens is not None else capacity
+        away_ns = 0  # time that the reader of the pieces took; not ours
         if limit == 0:
             self.finish_reason = "length"
             return
@@ -101,7 +102,7 @@ class Generation:
             now_ns = time.perf_counter_ns()
             self.ids.append(token)
             stats.predicted_n += 1
-            stats.predicted_ms = (now_ns - prompt_end_ns) / 1e6
+            stats.predicted_ms = (now_ns - prompt_end_ns - away_ns) / 1e6
             if stats.ttft_ms is None:
                 stats.ttft_ms = (now_ns - request_ns) / 1e6
             if token in eog_ids:
@@ -110,7 +111,9 @@ class Generation:
             text = push(token)
             if text:
                 self._parts.append(text)
+                left_ns = time.perf_counter_ns()
                 yield Piece(text, stats)
+                away_ns += time.perf_counter_ns() - left_ns
             if self._text.stopped is not None:
                 self.finish_reason = "stop"
                 break
@@ -118,10 +121,13 @@ class Generation:
                 self.finish_reason = "length"
                 break
             if engine.kv.length >= capacity:
-                self.finish_reason = "length"
-                self.events.append(ContextFull(f"the context of {capacity} tokens is full", capacity))
+                self._context_full(capacity)
                 break
-            logits = self._forward([token])
+            try:
+                logits = self._forward([token])
+            except ContextOverflow as error:  # an engine that is only right up to an earlier position
+                self._context_full(error.limit)
+                break
         rest = self._flush()
         if rest:
             yield Piece(rest, stats)
@@ -132,11 +138,17 @@ class Generation:
         except ForwardCancelled as stopped:
             self._held.extend(tokens[: stopped.rows_done])
             raise
+        except ContextOverflow:  # refused before anything was computed
+            raise
         except BaseException:  # also Ctrl-C inside the engine: what the store holds is no longer certain
             self._held.clear()
             raise
         self._held.extend(tokens)
         return logits
+
+    def _context_full(self, limit: int) -> None:
+        self.finish_reason = "length"
+        self.events.append(ContextFull(f"the context of {limit} tokens is full", limit))
 
     def _flush(self) -> str:
         """Text held back so far (half a character, a possible stop string); empty the second time."""

@@ -309,3 +309,27 @@ def test_tools_are_never_left_out_silently() -> None:
         model.chat("x", raw=True, tools=tools)
     takes_tools = scripted_model(b"ok", template="{% for t in tools or [] %}{{ t.function.name }}{% endfor %}")
     assert takes_tools.prompt_ids("x", tools=tools) == list(b"clock")
+
+
+def test_an_engine_that_ends_early_keeps_the_reply() -> None:
+    model = scripted_model(b"abcdef")
+    engine = engine_of(model)
+    plain = engine.forward
+
+    def up_to_three(batch: Batch, cancelled=None) -> np.ndarray:
+        if len(engine.forwards) >= 3:
+            raise ContextOverflow(prompt_tokens=1, limit=40, held_tokens=40)
+        return plain(batch, cancelled)
+
+    engine.forward = up_to_three  # type: ignore[method-assign]
+    reply = model.chat("x", temperature=0)
+    assert (reply.text, reply.finish_reason) == ("abc", "length")
+    assert [type(e).__name__ for e in reply.events] == ["ContextFull"]
+
+
+def test_a_slow_reader_is_not_counted_as_a_slow_model() -> None:
+    model = scripted_model(b"abcdefgh")
+    with model.stream("x", temperature=0) as stream:
+        for _ in stream:
+            time.sleep(0.05)
+    assert stream.reply.stats.predicted_ms < 200, "eight pauses of 50 ms are the reader's"
