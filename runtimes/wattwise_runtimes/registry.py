@@ -32,14 +32,3 @@ def get_backend(name: str) -> Backend:
             f"the {name} engine is not installed here. Install it with: {_INSTALL.get(name, name)}"
         )
     return backend
-
-
-def available_backends() -> dict[str, Backend]:
-    """Name -> backend for those that can run on this machine."""
-    found: dict[str, Backend] = {}
-    for name in backend_names():
-        try:
-            found[name] = get_backend(name)
-        except BackendUnavailable:
-            continue
-    return found

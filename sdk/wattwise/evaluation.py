@@ -88,12 +88,8 @@ def evaluate(
 
     max_tokens: stop after so many scored tokens. Raises PlanError for models that cannot be compared.
     """
-    if against is not None and against.engine.spec.vocab != model.engine.spec.vocab:
-        raise PlanError(
-            f"KL needs one vocabulary: {model.plan.model} has {model.engine.spec.vocab} tokens, "
-            f"{against.plan.model} has {against.engine.spec.vocab}",
-            clash=(model.plan.model, against.plan.model),
-        )
+    if against is not None:
+        _check_same_vocabulary(model, against)
     size = min(window, model.engine.kv.capacity_tokens, against.engine.kv.capacity_tokens if against else window)
     tokens, scored_bytes, nats, kl, top1 = 0, 0, 0.0, 0.0, 0
     for ids in windows(model, text, size, split=split):
@@ -119,6 +115,23 @@ def evaluate(
         kl_nats=kl if against is not None else None,
         same_top1=top1 if against is not None else None,
     )
+
+
+def _check_same_vocabulary(model: Model, against: Model) -> None:
+    """Equal counts of logits, and the same texts behind them; padding beyond the shorter list may differ."""
+    clash = (model.plan.model, against.plan.model)
+    if against.engine.spec.vocab != model.engine.spec.vocab:
+        raise PlanError(
+            f"KL needs one vocabulary: {clash[0]} has {model.engine.spec.vocab} tokens, "
+            f"{clash[1]} has {against.engine.spec.vocab}",
+            clash=clash,
+        )
+    mine, theirs = model.tokenizer.vocabulary.tokens, against.tokenizer.vocabulary.tokens
+    for token, (one, other) in enumerate(zip(mine, theirs, strict=False)):
+        if one != other:
+            raise PlanError(
+                f"KL needs one vocabulary: token {token} is {one!r} in {clash[0]}, {other!r} in {clash[1]}", clash
+            )
 
 
 def log_probabilities(model: Model, ids: Sequence[int]) -> np.ndarray:

@@ -13,11 +13,6 @@ def cache_dir() -> Path:
     return _under_home("cache") or Path(platformdirs.user_cache_dir("wattwise", appauthor=False))
 
 
-def data_dir() -> Path:
-    """Things of the user's: models, sessions."""
-    return _under_home("data") or Path(platformdirs.user_data_dir("wattwise", appauthor=False))
-
-
 def _under_home(name: str) -> Path | None:
     home = os.environ.get("WATTWISE_HOME")
     return Path(home) / name if home else None

@@ -230,8 +230,8 @@ class _Search:
 
     def _fitting(self, runtime: int, wants: Wants) -> Iterator[Plan]:
         """Configurations that fit, the most generous first."""
+        kv_types = self._kv_types(wants)
         for context in self._contexts(wants):
-            kv_types = self._kv_types(wants)
             chunks = sorted({min(c, context) for c in ([wants.chunk] if wants.chunk else CHUNK_LADDER)}, reverse=True)
             try:
                 smallest = self._plan(context, kv_types[-1], chunks[-1], runtime)

@@ -55,11 +55,6 @@ class OnnxKV:
     def nbytes(self) -> int:
         return sum(k.nbytes + v.nbytes for k, v in self.layers)
 
-    @property
-    def has_holes(self) -> bool:
-        """Whether rows are missing before the newest one."""
-        return self.next_position != self._length
-
     def appended(self, positions: np.ndarray, *, tree: Sequence[int] | None = None) -> None:
         """Count rows that a run has just written behind the last one. tree: parents, where they are a tree's."""
         end = self._length + len(positions)
