@@ -93,6 +93,17 @@ class Config:
                 return stage
         raise ValueError(f"no stage {name!r}; there are {', '.join(stage.name for stage in self.stages)}")
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """What part of all training tokens each source gives, over all stages."""
+        total = sum(stage.tokens for stage in self.stages)
+        shares: dict[str, float] = {}
+        for stage in self.stages:
+            for name, share in stage.mix.items():
+                part = share / sum(stage.mix.values()) * stage.tokens / total
+                shares[name] = shares.get(name, 0.0) + part
+        return shares
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -15,7 +15,7 @@ from models.documents import Document, is_held_out
 from models.files import write_atomically
 from models.sources import Source, sources_in
 
-HELD_PERMILLE = 20
+HELD_PERMILLE = 25
 
 
 def prepare_source(source: Source, path: Path, out: Path) -> dict[str, object]:
@@ -28,8 +28,8 @@ def prepare_source(source: Source, path: Path, out: Path) -> dict[str, object]:
         if text in seen:
             continue
         seen.add(text)
-        # A story and the request for it share their fate: the split goes by the last piece of content.
-        key = document.turns[-1].content if document.turns else document.text
+        # A story and the request for it share their fate: the split goes by the longest piece of content.
+        key = max((turn.content for turn in document.turns), key=len) if document.turns else document.text
         part = "held" if is_held_out(key, permille=HELD_PERMILLE) else "train"
         lines[part].append(json.dumps(document.to_json(), ensure_ascii=False))
         sizes[part] += len(text.encode("utf-8"))

@@ -1,8 +1,9 @@
 """The training sources: where each lies in the data folder, its licence, and how it is read into documents.
 
 Only sources whose licence lets a trained model be passed on with credit are listed: public domain, MIT, BSD,
-CC BY, CDLA. A data folder that has none of these files may hold plain `*.txt` files instead (documents
-divided by a line `<|endoftext|>`); they become one source named `text`.
+CDLA, CC BY and CC BY-SA (which is why the weights are passed on under CC BY-SA). A data folder that has none of
+these files may hold plain `*.txt` files instead (documents divided by a line `<|endoftext|>`); they become one
+source named `text`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.documents import DOCUMENT_END, Document, Turn, conversation, fraction_of
+from models.question_sources import read_command_help, read_school_problems, read_trivia
 from models.smalltalk import SYSTEM_PROMPTS, small_talk
+from models.sums import sums
 from models.tidy import is_coarse, tidy_turn
+from models.tool_dialogues import read_tool_dialogues
+from models.tool_requests import tool_requests
 
 PASSAGE_CHARS = 1600  # books are cut into passages, so that the held-out split is fine-grained
 
@@ -206,6 +211,14 @@ def read_small_talk(path: Path) -> Iterator[Document]:
     yield from small_talk(12_000, seed=20)
 
 
+def read_tool_requests(path: Path) -> Iterator[Document]:
+    yield from tool_requests(16_000, seed=20)
+
+
+def read_sums(path: Path) -> Iterator[Document]:
+    yield from sums(24_000, seed=20)
+
+
 def read_plain_text(path: Path) -> Iterator[Document]:
     """Every `*.txt` of the folder."""
     for file in sorted(path.glob("*.txt")):
@@ -221,6 +234,20 @@ SOURCES = (
         licence="Apache-2.0",
         credit="written for wattwise (models/smalltalk.py)",
         read=read_small_talk,
+    ),
+    Source(
+        name="tool_requests",
+        file="",
+        licence="Apache-2.0",
+        credit="written for wattwise (models/tool_requests.py)",
+        read=read_tool_requests,
+    ),
+    Source(
+        name="sums",
+        file="",
+        licence="Apache-2.0",
+        credit="written for wattwise (models/sums.py)",
+        read=read_sums,
     ),
     Source(
         name="self_dialogue",
@@ -257,6 +284,58 @@ SOURCES = (
         credit="105 children's books of Project Gutenberg, from the GITenberg repositories",
         read=read_books,
     ),
+    Source(
+        name="tools",
+        file="train/sgd_train.jsonl.xz",
+        licence="CC BY-SA 4.0",
+        credit=(
+            "Schema-Guided Dialogue (Rastogi et al., 2020), google-research-datasets/dstc8-schema-guided-dialogue "
+            "at e852981ae349"
+        ),
+        read=read_tool_dialogues,
+    ),
+    Source(
+        name="trivia",
+        file="train/opentriviaqa.jsonl.xz",
+        licence="CC BY-SA 4.0",
+        credit="OpenTriviaQA, uberspot/OpenTriviaQA at dd31530bfbb1",
+        read=read_trivia,
+    ),
+    Source(
+        name="school_problems",
+        file="train/gsm8k.train.jsonl.xz",
+        licence="MIT",
+        credit="GSM8K, training part (Cobbe et al., 2021), openai/grade-school-math at 3101c7d50724",
+        read=read_school_problems,
+    ),
+    Source(
+        name="command_help",
+        file="train/tldr_en.jsonl.xz",
+        licence="CC BY 4.0",
+        credit="tldr pages and their contributors, tldr-pages/tldr at 08e345f42639",
+        read=read_command_help,
+    ),
+    Source(
+        name="classics",
+        file="train/books_classics.jsonl.xz",
+        licence="public domain in the United States",
+        credit="71 novels of Project Gutenberg, from the GITenberg repositories",
+        read=read_books,
+    ),
+    Source(
+        name="nonfiction",
+        file="train/books_nonfiction.jsonl.xz",
+        licence="public domain in the United States",
+        credit="27 books of history, science and manners of Project Gutenberg, from the GITenberg repositories",
+        read=read_books,
+    ),
+    Source(
+        name="news",
+        file="train/news_levels.jsonl.xz",
+        licence="CC BY-SA 4.0",
+        credit="OneStopEnglish corpus (Vajjala and Lucic, 2018): news at three reading levels",
+        read=read_books,
+    ),
 )
 
 
@@ -264,7 +343,7 @@ def sources_in(folder: Path) -> list[tuple[Source, Path]]:
     """The sources whose files lie in `folder`; its plain text files if there are none."""
     found = [(source, folder / source.file) for source in SOURCES if source.file and (folder / source.file).is_file()]
     if found:
-        return [(SOURCES[0], folder), *found]
+        return [*((source, folder) for source in SOURCES if not source.file), *found]
     if any(folder.glob("*.txt")):
         plain = Source(name="text", file=".", licence="your own", credit=str(folder), read=read_plain_text)
         return [(plain, folder)]

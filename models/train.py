@@ -39,7 +39,7 @@ def prepared_folder(folder: Path, config: Config, out: Path) -> Path:
     prepared = out / "prepared"
     if not (prepared / "packed" / "tokens.json").is_file():
         data.prepare(folder, prepared)
-        trained = tokenizer.train_tokenizer(prepared, vocab=config.shape.vocab)
+        trained = tokenizer.train_tokenizer(prepared, vocab=config.shape.vocab, shares=config.shares)
         write_atomically(prepared / "tokenizer.json", trained.to_str().encode("utf-8"))
         pack.pack(prepared, trained, prepared)
     return prepared
@@ -48,11 +48,12 @@ def prepared_folder(folder: Path, config: Config, out: Path) -> Path:
 class Run:
     """The state that a checkpoint holds, and one step of it."""
 
-    def __init__(self, config: Config, prepared: Path, out: Path, *, device: str) -> None:
+    def __init__(self, config: Config, prepared: Path, out: Path, *, device: str, compiled: bool = False) -> None:
         self.config, self.prepared, self.out, self.device = config, prepared, out, device
         self.model = Llama(config.shape)
         self.model.initialise(config.seed)
         self.model.to(device)
+        self.forward = torch.compile(self.model) if compiled else self.model
         self.optimizers = Optimizers(self.model)
         self.stage_index, self.step, self.tokens, self.seconds = 0, 0, 0, 0.0
 
@@ -88,7 +89,7 @@ class Run:
         total = 0.0
         for inputs, targets in passes:
             with torch.autocast(self.device, torch.bfloat16):
-                hidden = self.model(inputs.to(self.device))
+                hidden = self.forward(inputs.to(self.device))
                 logits = self.model.logits(hidden)
             flat = targets.to(self.device).flatten()
             loss = F.cross_entropy(logits.float().flatten(0, 1), flat, ignore_index=IGNORED, reduction="sum") / counted
@@ -165,6 +166,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--until-step", type=int, help="stop at this step of the current stage, schedule unchanged")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: one, or two while the machine idles")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="a tenth to a fifth faster on CPUs; needs g++")
     parser.add_argument("--save-minutes", type=float, default=3.0)
     parser.add_argument("--log-seconds", type=float, default=20.0)
     return parser.parse_args()
@@ -179,7 +181,7 @@ def main() -> None:
     vocab = Tokenizer.from_file(str(prepared / "tokenizer.json")).get_vocab_size()
     if vocab > config.shape.vocab:
         raise SystemExit(f"the tokenizer has {vocab} tokens, the model only {config.shape.vocab}")
-    run = Run(config, prepared, options.out, device=options.device)
+    run = Run(config, prepared, options.out, device=options.device, compiled=options.compile)
     resumed = run.resume()
     write_atomically(options.out / "config.json", json.dumps(config.to_dict(), indent=1).encode("utf-8"))
     write_atomically(options.out / "tokenizer.json", (prepared / "tokenizer.json").read_bytes())
