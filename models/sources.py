@@ -18,12 +18,13 @@ from pathlib import Path
 
 from models.documents import DOCUMENT_END, Document, Turn, conversation, fraction_of
 from models.question_sources import read_command_help, read_school_problems, read_trivia
-from models.smalltalk import SYSTEM_PROMPTS, small_talk
 from models.sums import sums
+from models.talk import SYSTEM_PROMPTS, talk
 from models.tidy import is_coarse, tidy_turn
 from models.tool_dialogues import read_tool_dialogues
 from models.tool_requests import tool_requests
 
+TALK_CONVERSATIONS = 40_000
 PASSAGE_CHARS = 1600  # books are cut into passages, so that the held-out split is fine-grained
 
 
@@ -207,8 +208,8 @@ def read_books(path: Path) -> Iterator[Document]:
             yield Document(text=passage)
 
 
-def read_small_talk(path: Path) -> Iterator[Document]:
-    yield from small_talk(12_000, seed=20)
+def read_talk_files(path: Path) -> Iterator[Document]:
+    yield from talk(TALK_CONVERSATIONS, seed=20)
 
 
 def read_tool_requests(path: Path) -> Iterator[Document]:
@@ -229,11 +230,11 @@ def read_plain_text(path: Path) -> Iterator[Document]:
 
 SOURCES = (
     Source(
-        name="small_talk",
+        name="talk",
         file="",
         licence="Apache-2.0",
-        credit="written for wattwise (models/smalltalk.py)",
-        read=read_small_talk,
+        credit="written for wattwise (models/talk)",
+        read=read_talk_files,
     ),
     Source(
         name="tool_requests",

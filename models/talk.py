@@ -3,8 +3,8 @@
 A file holds blocks of dialogue. A block is `[kind]` (or `[kind*weight]`) and lines `U:` and `A:` in turn, each with
 alternatives divided by ` | `; every answer of a line fits every alternative of the line before it. `{pet}` is a draw
 from `@slot pet = dog | cat`, `{capital.0}` a column of a row drawn from `@table capital = France, Paris | ...`; both
-are drawn once per block, `{pet#2}` is a second draw that differs from the first. Slots and tables are seen by all
-files. Lines that begin with `#` are comments.
+are drawn once per block, `{pet#2}` is a second draw that differs from the first. A definition is seen by all files,
+but a file's own comes first. Lines that begin with `#` are comments.
 
 Conversations are combined at random from these blocks, so figures measured on held-out ones are not independent of
 the training part.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +50,9 @@ _MAY_FOLLOW_SO = re.compile(rf"(?:{_QUESTION_WORDS}) ", re.IGNORECASE)
 _MAY_FOLLOW_PLEASE = re.compile(rf"(?:{_REQUEST_WORDS}) ", re.IGNORECASE)
 
 
+Rows = tuple[tuple[str, ...], ...]  # what holes are filled from; a slot has rows of one column
+
+
 class TalkError(ValueError):
     """A talk file breaks the format; the message names the file, the line and what was expected."""
 
@@ -61,18 +64,8 @@ class Block:
     kind: str
     weight: float
     lines: tuple[tuple[str, ...], ...]
+    tables: dict[str, Rows]  # of the names that stand in its holes
     where: str  # "file:line" of its header
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Talk:
-    """All blocks of a folder, and the rows that their holes are filled from (a slot has rows of one column)."""
-
-    blocks: tuple[Block, ...]
-    tables: dict[str, tuple[tuple[str, ...], ...]]
-
-    def of_kind(self, kind: str) -> list[Block]:
-        return [block for block in self.blocks if block.kind == kind]
 
 
 # ---------------------------------------------------------------- reading
@@ -100,7 +93,7 @@ class _Draft:
             raise TalkError(
                 f"{self.where}: the block has {len(self.lines) // 2} exchanges, at most {MAX_EXCHANGES} fit"
             )
-        return Block(kind=self.kind, weight=self.weight, lines=tuple(self.lines), where=self.where)
+        return Block(kind=self.kind, weight=self.weight, lines=tuple(self.lines), tables={}, where=self.where)
 
 
 def _alternatives(text: str, where: str) -> tuple[str, ...]:
@@ -113,7 +106,7 @@ def _alternatives(text: str, where: str) -> tuple[str, ...]:
     return parts
 
 
-def _read_definition(line: str, where: str, tables: dict[str, tuple[tuple[str, ...], ...]]) -> None:
+def _read_definition(line: str, where: str, tables: dict[str, Rows]) -> None:
     match = _DEFINITION.fullmatch(line)
     if match is None:
         raise TalkError(
@@ -121,7 +114,7 @@ def _read_definition(line: str, where: str, tables: dict[str, tuple[tuple[str, .
         )
     what, name, text = match.groups()
     if name in tables:
-        raise TalkError(f"{where}: {name!r} is defined twice; slots and tables share their names over all files")
+        raise TalkError(f"{where}: {name!r} is defined twice; slots and tables share their names")
     parts = _alternatives(text, where)
     rows = tuple((part,) if what == "slot" else tuple(cell.strip() for cell in part.split(",")) for part in parts)
     uneven = next((row for row in rows if len(row) != len(rows[0]) or not all(row)), None)
@@ -130,7 +123,7 @@ def _read_definition(line: str, where: str, tables: dict[str, tuple[tuple[str, .
     tables[name] = rows
 
 
-def _read_file(path: Path, tables: dict[str, tuple[tuple[str, ...], ...]]) -> list[Block]:
+def _read_file(path: Path, tables: dict[str, Rows]) -> list[Block]:
     blocks: list[Block] = []
     draft: _Draft | None = None
     for number, raw in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -162,32 +155,46 @@ def _read_file(path: Path, tables: dict[str, tuple[tuple[str, ...], ...]]) -> li
     return blocks
 
 
-def _check_holes(block: Block, tables: dict[str, tuple[tuple[str, ...], ...]]) -> None:
+def _resolve(block: Block, name: str, definitions: dict[str, dict[str, Rows]]) -> Rows:
+    """The rows of a name: those of the block's own file, or of the one other file that defines it."""
+    own = definitions[block.where.split(":")[0]].get(name)
+    if own is not None:
+        return own
+    found = [file for file, tables in definitions.items() if name in tables]
+    if not found:
+        raise TalkError(f"{block.where}: {{{name}}} is in no @slot and no @table")
+    if len(found) > 1:
+        raise TalkError(f"{block.where}: {{{name}}} is defined in {' and '.join(found)}; define it here too, or once")
+    return definitions[found[0]][name]
+
+
+def _with_tables(block: Block, definitions: dict[str, dict[str, Rows]]) -> Block:
+    """The block with the rows that its holes need; TalkError if a hole cannot be filled."""
+    tables: dict[str, Rows] = {}
     for text in (text for alternatives in block.lines for text in alternatives):
         for name, draw, column in _HOLE.findall(text):
-            rows = tables.get(name)
-            if rows is None:
-                raise TalkError(f"{block.where}: {{{name}}} is in no @slot and no @table")
+            rows = tables.setdefault(name, _resolve(block, name, definitions))
             if int(column or 0) >= len(rows[0]) or (not column and len(rows[0]) > 1):
-                raise TalkError(f"{block.where}: {{{name}}} has {len(rows[0])} columns; {text!r} asks for another")
+                raise TalkError(f"{block.where}: {name!r} has {len(rows[0])} columns; {text!r} asks for another")
             if int(draw or 1) > len(rows):
                 raise TalkError(f"{block.where}: {{{name}#{draw}}} asks for more draws than {name!r} has rows")
         rest = _HOLE.sub("", text)
         if "{" in rest or "}" in rest:
             raise TalkError(f"{block.where}: {text!r} holds a brace that is no {{slot}}, {{slot#2}} or {{table.0}}")
+    return replace(block, tables=tables)
 
 
-def read_talk(folder: Path = TALK_FOLDER) -> Talk:
-    """Every `*.txt` of the folder; TalkError says what breaks the format and where."""
-    tables: dict[str, tuple[tuple[str, ...], ...]] = {}
-    blocks = [block for path in sorted(folder.glob("*.txt")) for block in _read_file(path, tables)]
-    for block in blocks:
-        _check_holes(block, tables)
-    return Talk(blocks=tuple(blocks), tables=tables)
+def read_talk(folder: Path = TALK_FOLDER) -> tuple[Block, ...]:
+    """The blocks of every `*.txt` of the folder; TalkError says what breaks the format and where."""
+    definitions: dict[str, dict[str, Rows]] = {}
+    blocks: list[Block] = []
+    for path in sorted(folder.glob("*.txt")):
+        blocks += _read_file(path, definitions.setdefault(path.name, {}))
+    return tuple(_with_tables(block, definitions) for block in blocks)
 
 
 @cache
-def _shipped() -> Talk:
+def _shipped() -> tuple[Block, ...]:
     return read_talk()
 
 
@@ -212,13 +219,13 @@ def _fill(text: str, drawn: dict[str, list[tuple[str, ...]]]) -> str:
     return "".join(pieces) + text[end:]
 
 
-def expand(block: Block, talk: Talk, rng: random.Random) -> list[str]:
+def expand(block: Block, rng: random.Random) -> list[str]:
     """One draw of a block: one alternative of each line, its holes filled."""
     chosen = [rng.choice(alternatives) for alternatives in block.lines]
     draws: dict[str, int] = {}
     for name, draw, _ in _HOLE.findall(" ".join(chosen)):
         draws[name] = max(draws.get(name, 1), int(draw or 1))
-    drawn = {name: rng.sample(talk.tables[name], count) for name, count in draws.items()}
+    drawn = {name: rng.sample(block.tables[name], count) for name, count in draws.items()}
     return [_fill(text, drawn) for text in chosen]
 
 
@@ -243,29 +250,29 @@ def _pick(blocks: Sequence[Block], rng: random.Random) -> Block:
     return rng.choices(blocks, weights=[block.weight for block in blocks])[0]
 
 
-def talk(count: int, seed: int, *, lines: Talk | None = None) -> list[Document]:
+def talk(count: int, seed: int, *, blocks: Sequence[Block] | None = None) -> list[Document]:
     """`count` short conversations: perhaps an opening, one to three blocks in the middle, perhaps a closing.
 
-    lines: the blocks to draw from, those of this recipe by default.
+    blocks: what to draw from, by default all that come with this recipe.
     """
     rng = random.Random(seed)
-    source = lines if lines is not None else _shipped()
-    by_kind = {kind: source.of_kind(kind) for kind in KINDS}
+    every = _shipped() if blocks is None else blocks
+    by_kind = {kind: [block for block in every if block.kind == kind] for kind in KINDS}
     shares = {kind: share for kind, share in MIDDLE_SHARES.items() if by_kind[kind]}
     if not shares:
         raise TalkError(f"no block of a kind among {', '.join(MIDDLE_SHARES)}: there is nothing to talk about")
     documents: list[Document] = []
     for _ in range(count):
-        blocks: list[Block] = []
+        chosen: list[Block] = []
         if by_kind["opening"] and rng.random() < OPENING_SHARE:
-            blocks.append(_pick(by_kind["opening"], rng))
+            chosen.append(_pick(by_kind["opening"], rng))
         for kind in rng.choices(list(shares), weights=list(shares.values()), k=rng.choice(MIDDLES)):
             block = _pick(by_kind[kind], rng)
-            if block not in blocks:
-                blocks.append(block)
+            if block not in chosen:
+                chosen.append(block)
         if by_kind["closing"] and rng.random() < CLOSING_SHARE:
-            blocks.append(_pick(by_kind["closing"], rng))
-        turns = [text for block in blocks for text in expand(block, source, rng)]
+            chosen.append(_pick(by_kind["closing"], rng))
+        turns = [text for block in chosen for text in expand(block, rng)]
         turns[::2] = [casually(text, rng) for text in turns[::2]]
         system = rng.choice(SYSTEM_PROMPTS) if rng.random() < SYSTEM_SHARE else ""
         documents.append(conversation(turns, system=system))

@@ -1,13 +1,10 @@
-"""Documents, their rendering and split; the repairs of chat lines; the small talk."""
+"""Documents, their rendering and split; the repairs of chat lines."""
 
 from __future__ import annotations
-
-import itertools
 
 import jinja2
 import pytest
 from models.documents import CHAT_TEMPLATE, Document, conversation, is_held_out
-from models.smalltalk import small_talk
 from models.sources import SOURCES, _request_for, _yaml_conversations, sources_in
 from models.tidy import is_coarse, tidy_turn
 
@@ -66,15 +63,6 @@ def test_tidying_twice_changes_nothing() -> None:
 def test_coarse_words_are_found_inside_sentences_but_not_inside_words() -> None:
     assert is_coarse("What the fuck is that?")
     assert not is_coarse("We ate grapes in Essex and watched a Hitchcock film.")
-
-
-def test_small_talk_is_the_same_for_the_same_seed_and_begins_with_the_user() -> None:
-    first, second, other = small_talk(50, seed=1), small_talk(50, seed=1), small_talk(50, seed=2)
-    assert first == second != other
-    for document in first:
-        roles = [turn.role for turn in document.turns if turn.role != "system"]
-        assert roles[0] == "user" and roles[-1] == "assistant"
-        assert all(a != b for a, b in itertools.pairwise(roles))
 
 
 def test_yaml_conversations() -> None:
