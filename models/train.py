@@ -177,6 +177,8 @@ def main() -> None:
     config = load_config(options.config)
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads or 1)
+    if options.compile and not options.threads:
+        raise SystemExit("--compile needs --threads: compiled code has a fixed number of them")
     prepared = prepared_folder(options.data, config, options.out)
     vocab = Tokenizer.from_file(str(prepared / "tokenizer.json")).get_vocab_size()
     if vocab > config.shape.vocab:
