@@ -1,4 +1,4 @@
-"""The few ggml functions that llama-cpp-python does not bind: devices with their memory, and the abort test.
+"""The few ggml functions that llama-cpp-python does not bind: devices with their memory, buffer types, quantising rows.
 
 Declared here through ctypes on the libraries inside the llama_cpp package. Nothing else in the program calls
 ggml directly.
@@ -10,7 +10,11 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-from wattwise_runtimes.engines.llamacpp.native import Native
+import numpy as np
+
+from wattwise_devices.errors import BackendError
+from wattwise_runtimes.engines.llamacpp.native import Native, native
+from wattwise_runtimes.formats.gguf_types import TensorType
 
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel", 4: "meta"}
 
@@ -69,3 +73,21 @@ def cpu_buffer_overrides(native: Native) -> ctypes.Array[TensorBufferOverride]:
     """Overrides that send every tensor where it goes anyway on a CPU, but make the loader name the place."""
     buffer_type = _function(native.ggml, "ggml_backend_cpu_buffer_type", ctypes.c_void_p)()
     return (TensorBufferOverride * 2)(TensorBufferOverride(b".*", buffer_type), TensorBufferOverride(None, None))
+
+
+def quantise_rows(rows: np.ndarray, kind: TensorType) -> np.ndarray:
+    """float32 rows in one of ggml's tensor types, uint8 [rows, bytes of a row]; all weights count alike."""
+    rows = np.ascontiguousarray(rows, np.float32)
+    count, columns = rows.shape
+    if columns % kind.block:  # ggml would write past the end
+        raise ValueError(f"rows of {columns} weights cannot be stored as {kind.name}: its blocks are {kind.block}")
+    out = np.zeros((count, kind.nbytes(columns)), np.uint8)
+    importance = np.ones(columns, np.float32)  # the coarsest types insist on one
+    size, pointer = ctypes.c_size_t, ctypes.c_void_p
+    quantise = _function(
+        native().ggml, "ggml_quantize_chunk", size, ctypes.c_int, pointer, pointer, *[ctypes.c_int64] * 3, pointer
+    )
+    written = quantise(kind.number, rows.ctypes.data, out.ctypes.data, 0, count, columns, importance.ctypes.data)
+    if written != out.nbytes:
+        raise BackendError(f"ggml wrote {written} bytes for rows of {kind.name}, expected {out.nbytes}")
+    return out
