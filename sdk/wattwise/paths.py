@@ -13,6 +13,11 @@ def cache_dir() -> Path:
     return _under_home("cache") or Path(platformdirs.user_cache_dir("wattwise", appauthor=False))
 
 
+def config_dir() -> Path:
+    """What a person decides: config.toml."""
+    return _under_home("config") or Path(platformdirs.user_config_dir("wattwise", appauthor=False))
+
+
 def _under_home(name: str) -> Path | None:
     home = os.environ.get("WATTWISE_HOME")
     return Path(home) / name if home else None

@@ -1,7 +1,8 @@
-"""Bytes and times for people: parse what they write, format what they read. Inside, everything is plain numbers."""
+"""Quantities for people: parse what they write, format what they read. Inside, everything is plain numbers."""
 
 from __future__ import annotations
 
+import math
 import re
 
 _FACTORS = {
@@ -26,6 +27,54 @@ def parse_bytes(text: str | int | float) -> int:
     if not 0 < size < 2**60:
         raise ValueError(f"{text!r} is not a usable size; it must be more than 0 bytes and less than 1 EiB")
     return round(size)
+
+
+def parse_power(text: str | int | float) -> float:
+    """Watts from a number or a text such as "6 W", "900mW"."""
+    return _quantity(text, {"": 1.0, "w": 1.0, "mw": 1e-3, "kw": 1e3}, "a power", "6 W", 1e-3, 1e5)
+
+
+def parse_energy(text: str | int | float) -> float:
+    """Joules per token from a number or a text such as "0.5 J/token", "500 mJ"."""
+    per = ("", "/token", "/tok")
+    units = {f"{name}{end}": factor for name, factor in (("j", 1.0), ("mj", 1e-3), ("", 1.0)) for end in per}
+    return _quantity(text, units, "an energy per token", "0.5 J/token", 1e-6, 1e6)
+
+
+def parse_temperature(text: str | int | float) -> float:
+    """Degrees Celsius from a number or a text such as "75 C", "75°C"."""
+    units = {"": 1.0, "c": 1.0, "°c": 1.0, "° c": 1.0}
+    return _quantity(text, units, "a temperature in degrees Celsius", "75 C", 1.0, 150.0)
+
+
+def parse_percent(text: str | int | float) -> float:
+    """Percent from a number or a text such as "20 %"."""
+    return _quantity(text, {"": 1.0, "%": 1.0}, "a percentage from 0 to 100", "20 %", 0.0, 100.0)
+
+
+def parse_milliseconds(text: str | int | float) -> float:
+    """Milliseconds from a number or a text such as "300 ms", "1.5 s"."""
+    return _quantity(text, {"": 1.0, "ms": 1.0, "s": 1e3, "min": 6e4}, "a time", "300 ms", 1e-3, 1e9)
+
+
+def parse_speed(text: str | int | float) -> float:
+    """Tokens per second from a number or a text such as "5 tok/s"."""
+    units = dict.fromkeys(("", "/s", "t/s", "tok/s", "token/s", "tokens/s"), 1.0)
+    return _quantity(text, units, "a speed in tokens per second", "5 tok/s", 1e-6, 1e9)
+
+
+def _quantity(
+    text: str | int | float, units: dict[str, float], what: str, example: str, low: float, high: float
+) -> float:
+    """A number in its base unit, within low and high; ValueError says what would have been understood."""
+    value, factor = math.nan, None
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        value, factor = float(text), 1.0
+    elif match := re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(\S.*?)?\s*", str(text)):
+        value, factor = float(match.group(1)), units.get((match.group(2) or "").lower().replace(" / ", "/"))
+    if factor is None or not low <= value * factor <= high:
+        raise ValueError(f"{text!r} is not {what}; write it as {example!r} ({low:g} to {high:g})")
+    return value * factor
 
 
 def format_bytes(count: float | None) -> str:
