@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from wattwise.reply import Reply
 from wattwise.streaming import Stream
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wattwise.model import Model
 
 Message = dict[str, Any]
+_ASKING = ("user", "tool")  # the roles that wait for an answer
 
 
 class Conversation:
@@ -33,9 +34,13 @@ class Conversation:
         """Add a user's turn and the model's reply to it. Options as in `Model.stream`."""
         return self.stream(text, **options).run()
 
-    def stream(self, text: str, **options: Any) -> Stream:
-        """The same, piece by piece."""
-        turn = {"role": "user", "content": text}
+    def say_result(self, result: str, **options: Any) -> Reply:
+        """Add what a called tool returned, as text or JSON, and the model's reply to it."""
+        return self.stream(result, role="tool", **options).run()
+
+    def stream(self, text: str, *, role: Literal["user", "tool"] = "user", **options: Any) -> Stream:
+        """The same, piece by piece. role "tool": the text is the result of a tool that the last reply called."""
+        turn = {"role": role, "content": text}
         return self._model.stream(
             [*self.messages, turn],
             tools=self._tools,
@@ -49,7 +54,7 @@ class Conversation:
         last = len(self.messages)
         if last and self.messages[-1]["role"] == "assistant":
             last -= 1
-        if not last or self.messages[last - 1]["role"] != "user":
+        if not last or self.messages[last - 1]["role"] not in _ASKING:
             raise ValueError("there is no user's turn to answer; use say or stream first")
 
         def replace(reply: Reply) -> None:
@@ -89,7 +94,7 @@ class Conversation:
     def _store(self, reply: Reply) -> None:
         if not _is_nothing(reply):
             self.messages.append({"role": "assistant", "content": reply.text})
-        elif self.messages and self.messages[-1]["role"] == "user":
+        elif self.messages and self.messages[-1]["role"] in _ASKING:
             self.messages.pop()
 
 

@@ -134,7 +134,8 @@ class Model:
     ) -> Stream:
         """A reply as it is made; use it in a `with`, whose exit cancels.
 
-        messages: a user's text, or a list of {"role", "content"}. raw: the text is the prompt as it is, no chat
+        messages: a user's text, or a list of {"role", "content"}. tools: functions that the model may call, in OpenAI's
+        shape; calls are in the reply's `tool_calls`. raw: the text is the prompt as it is, no chat
         template. Sampling by keyword (temperature, top_k, top_p, min_p, seed, ...; see SamplerParams) or as `sampler`.
         on_start and on_end are called around the work, on_end with the reply, whatever ended it.
         Raises ContextOverflow, with both counts, for a prompt that does not fit; nothing is ever cut.
@@ -169,7 +170,7 @@ class Model:
             if on_end is not None:
                 on_end(reply)
 
-        return Stream(generation, begun, ended, self.plan)
+        return Stream(generation, begun, ended, self.plan, has_tools=bool(tools))
 
     def astream(self, messages: str | Sequence[Message], **options: Any) -> AsyncStream:
         """`stream` for asyncio; the same stream behind it."""

@@ -66,6 +66,7 @@ class Reply:
             "text": self.text,
             "ids": self.ids,
             "finish_reason": self.finish_reason,
+            "tool_calls": self.tool_calls,
             "stats": self.stats.to_json(),
             "plan": self.plan.to_json() if self.plan is not None else None,
             "events": [event.to_json() for event in self.events],

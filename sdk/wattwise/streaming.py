@@ -12,6 +12,7 @@ from typing import TypeVar
 from wattwise.generation import Generation
 from wattwise.planning import Plan
 from wattwise.reply import Piece, Reply
+from wattwise.tool_calls import find_tool_calls
 
 T = TypeVar("T")
 
@@ -29,9 +30,11 @@ class Stream:
         on_start: Callable[[], None],
         on_end: Callable[[Reply], None],
         plan: Plan | None = None,
+        has_tools: bool = False,
     ) -> None:
         self._generation = generation
         self._plan = plan
+        self._has_tools = has_tools
         self._pieces = iter(generation)
         self._on_start, self._on_end = on_start, on_end
         self._state = "new"  # new -> running -> done
@@ -83,6 +86,10 @@ class Stream:
         """The reply so far; complete once iteration has ended."""
         reply = self._generation.reply()
         reply.plan = self._plan
+        if self._has_tools:
+            reply.tool_calls = find_tool_calls(reply.text)
+            if reply.tool_calls and reply.finish_reason == "stop":
+                reply.finish_reason = "tool_calls"
         return reply
 
     def _end(self) -> None:

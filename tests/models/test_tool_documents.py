@@ -12,8 +12,8 @@ from models.question_sources import read_command_help, read_school_problems, rea
 from models.sums import sums
 from models.tool_dialogues import TODAY, function_of, read_services, read_tool_dialogues, respell
 from models.tool_requests import TOOLS, tool_requests
-from tests.support.data import DATA, needs_data
 
+from support.data import DATA, needs_data
 from wattwise_runtimes.text.template import ChatTemplate
 
 WEATHER = {

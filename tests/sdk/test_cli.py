@@ -60,7 +60,7 @@ STATS_KEYS = {
 def test_run_prints_what_json_says(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("run", model, "Hello", "--temperature", "0", "--max-tokens", "12")
     told = run_json(capsys, *words)
-    assert set(told) == {"text", "ids", "finish_reason", "stats", "plan", "events", "report"}
+    assert set(told) == {"text", "ids", "finish_reason", "tool_calls", "stats", "plan", "events", "report"}
     assert set(told["stats"]) == STATS_KEYS
     assert set(told["plan"]) == PLAN_KEYS
     assert set(told["plan"]["ledger"]) == LEDGER_KEYS

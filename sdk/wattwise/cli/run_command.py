@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from wattwise.cli import common
+from wattwise.tool_calls import read_tools
 
 HELP = "one reply to a prompt, streamed; the prompt may come from standard input"
 
@@ -16,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """[MODEL] PROMPT is read by hand: one word is the prompt, unless it names a model; then the prompt is piped in."""
     parser.add_argument("words", nargs="*", metavar="[MODEL] PROMPT", help="'-' or nothing: read standard input")
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of functions that the model may call")
     parser.add_argument("--raw", action="store_true", help="the prompt as it is, without a chat template")
     parser.add_argument("--stats", action="store_true", help="print a line of figures after the reply")
     common.add_sampling_arguments(parser)
@@ -27,11 +29,12 @@ def run(options: argparse.Namespace) -> int:
     import wattwise
 
     name, prompt = _model_and_prompt(options.words)
+    tools = read_tools(options.tools) if options.tools else None
     with wattwise.load(name, on_progress=common.show_progress("loading"), **common.load_arguments(options)) as model:
         messages = [{"role": "system", "content": options.system}] if options.system else []
         messages.append({"role": "user", "content": prompt})
         request = prompt if options.raw else messages
-        with model.stream(request, raw=options.raw, **common.sampling_arguments(options)) as stream:
+        with model.stream(request, raw=options.raw, tools=tools, **common.sampling_arguments(options)) as stream:
             for piece in stream:
                 if not options.json:
                     print(piece.text, end="", flush=True)
