@@ -3,8 +3,8 @@
 A file holds blocks of dialogue. A block is `[kind]` (or `[kind*weight]`) and lines `U:` and `A:` in turn, each with
 alternatives divided by ` | `; every answer of a line fits every alternative of the line before it. `{pet}` is a draw
 from `@slot pet = dog | cat`, `{capital.0}` a column of a row drawn from `@table capital = France, Paris | ...`; both
-are drawn once per block, `{pet#2}` is a second draw that differs from the first. A definition is seen by all files,
-but a file's own comes first. Lines that begin with `#` are comments.
+are drawn once per block, `{pet#2}` is a second draw that differs from the first. A definition is seen by all files;
+a file's own come first, then those of `slots.txt`. Lines that begin with `#` are comments.
 
 Conversations are combined at random from these blocks, so figures measured on held-out ones are not independent of
 the training part.
@@ -22,6 +22,7 @@ from pathlib import Path
 from models.documents import Document, conversation
 
 TALK_FOLDER = Path(__file__).parent / "talk"
+SHARED_FILE = "slots.txt"
 KINDS = ("opening", "topic", "question", "task", "about", "closing")
 MIDDLE_SHARES = {"topic": 4.0, "question": 3.0, "task": 1.8, "about": 1.2}
 OPENING_SHARE, CLOSING_SHARE, SYSTEM_SHARE = 0.55, 0.3, 0.25
@@ -156,10 +157,10 @@ def _read_file(path: Path, tables: dict[str, Rows]) -> list[Block]:
 
 
 def _resolve(block: Block, name: str, definitions: dict[str, dict[str, Rows]]) -> Rows:
-    """The rows of a name: those of the block's own file, or of the one other file that defines it."""
-    own = definitions[block.where.split(":")[0]].get(name)
-    if own is not None:
-        return own
+    """The rows of a name: those of the block's own file, of slots.txt, or of the one other file that defines it."""
+    for file in (block.where.split(":")[0], SHARED_FILE):
+        if name in definitions.get(file, {}):
+            return definitions[file][name]
     found = [file for file, tables in definitions.items() if name in tables]
     if not found:
         raise TalkError(f"{block.where}: {{{name}}} is in no @slot and no @table")
