@@ -112,11 +112,11 @@ class PlainChat:
 
     def _banner(self) -> None:
         plan = self._model.plan
-        self._say(str(plan))
-        if plan.model == "builtin":
+        if plan.model == "builtin":  # before anything else: nobody should mistake it for more than it is
             from wattwise.builtin import builtin_info
 
             self._say(builtin_info())
+        self._say(str(plan))
         self._say("Type a message; /help for commands, /quit to leave.")
 
     def _read(self) -> str | None:
