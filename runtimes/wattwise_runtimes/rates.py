@@ -27,7 +27,7 @@ from wattwise_runtimes.formats.gguf_types import TYPE_BY_NAME
 from wattwise_runtimes.machine_speed import MachineSpeed, machine_speed
 from wattwise_runtimes.spec import ModelSpec
 
-BATCHES = (1, 2, 4, 8, 16, 32, 128, 512)
+BATCHES: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 128, 512)
 FOOTPRINTS = (2 << 20, 12 << 20, 48 << 20)  # bytes of weights: in a core's cache, in the shared one, in neither
 _TILED_FROM = {"llamacpp": 64}  # tokens in a pass from which attention is computed in tiles; others: from 2
 _OWN_SHARE = {"llamacpp": 0.5}  # of the pairs inside a batch, that tiles skip the half that is masked; others: 1
@@ -230,7 +230,7 @@ class _Timed:
         load = LoadSpec(context=spec.context, chunk=512, kv_type=kv_type, threads=threads, threads_batch=threads)
         with _loaded(backend, artifact, load) as engine:
             samples = _decode_samples(engine, 0)
-            by_batch = {1: statistics.median(samples)}
+            by_batch: dict[int, float] = {1: statistics.median(samples)}
             for n in batches[1:]:
                 by_batch[n] = statistics.median(_batch_samples(engine, n, 3 if n < 512 else 2))
             deep_s = second_s = None

@@ -59,7 +59,7 @@ def parse_milliseconds(text: str | int | float) -> float:
 
 def parse_speed(text: str | int | float) -> float:
     """Tokens per second from a number or a text such as "5 tok/s"."""
-    units = dict.fromkeys(("", "/s", "t/s", "tok/s", "token/s", "tokens/s"), 1.0)
+    units = {"": 1.0, "/s": 1.0, "t/s": 1.0, "tok/s": 1.0, "token/s": 1.0, "tokens/s": 1.0}
     return _quantity(text, units, "a speed in tokens per second", "5 tok/s", 1e-6, 1e9)
 
 
