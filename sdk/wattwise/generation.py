@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wattwise.events import ContextFull, Event
 from wattwise.prefix import HeldPrefix
-from wattwise.reply import ContextFull, Event, FinishReason, Piece, Reply
+from wattwise.reply import FinishReason, Piece, Reply
 from wattwise.sampling import Sampler
 from wattwise.stats import Stats
 from wattwise_devices.errors import ContextOverflow, Error, GenerationError

@@ -11,11 +11,12 @@ from typing import Any
 
 from wattwise.budget import Budget
 from wattwise.conversation import Conversation, Message
+from wattwise.events import TemplateMissing
 from wattwise.generation import Generation, Request
 from wattwise.planning import Plan, plan
 from wattwise.prefix import HeldPrefix
 from wattwise.prompting import encode_chat
-from wattwise.reply import Reply, TemplateMissing
+from wattwise.reply import Reply
 from wattwise.report import Report
 from wattwise.sampling import Sampler, SamplerParams
 from wattwise.stats import Stats

@@ -1,37 +1,14 @@
-"""What generation hands out: pieces while it runs, a reply at its end, and events for what was done unasked."""
+"""What generation hands out: pieces while it runs, and a reply at its end, with the events of `wattwise.events`."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from wattwise.events import Event
 from wattwise.stats import Stats
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "budget"]
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something the system did, or noticed, by itself. Subclasses name it; `message` says it in words."""
-
-    message: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields and the kind."""
-        return {"kind": type(self).__name__, **dataclasses.asdict(self)}
-
-
-@dataclass(frozen=True, slots=True)
-class ContextFull(Event):
-    """The reply ended because the context holds no more tokens."""
-
-    context: int
-
-
-@dataclass(frozen=True, slots=True)
-class TemplateMissing(Event):
-    """The model brings no chat template, so the plain built-in one was used."""
 
 
 @dataclass(frozen=True, slots=True)

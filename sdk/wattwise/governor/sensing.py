@@ -1,0 +1,162 @@
+"""What the governor knows of watts, degrees and duty: short histories with the questions that it asks of them.
+
+Averages begin only after a sensor has had time to follow the last move, so a lagging battery gauge is not mistaken
+for a machine that does not react. No clock of its own: every call brings the time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wattwise_devices.meters.contract import Reading
+
+KEPT_S = 20.0
+LOST_AFTER_S = 1.5  # a sensor that has not answered for so long is reported and no longer acted upon
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """How a kind of power source follows the truth. settle_s: after a move, until its values speak of the new load.
+
+    span_s: the least time to average over. repeat_s: a value unchanged for so long counts as a new one.
+    """
+
+    settle_s: float
+    span_s: float
+    repeat_s: float
+
+
+# Fuel gauges average inside and are read out every second or two (an assumption; gauges do not say). Rail
+# monitors and counters follow within a fraction of a second.
+BATTERY = Follow(settle_s=2.2, span_s=0.0, repeat_s=2.5)
+SAMPLES = Follow(settle_s=0.4, span_s=0.9, repeat_s=0.6)
+COUNTER = Follow(settle_s=0.3, span_s=0.9, repeat_s=0.6)
+
+
+class PowerTrack:
+    """One power source at a time: the best that answers, kept while it does."""
+
+    def __init__(self) -> None:
+        self.source: str | None = None
+        self.follow = COUNTER
+        self._points: deque[tuple[float, float]] = deque()  # time and, by kind, joules so far or watts
+        self._counts = False
+        self._last_s: float | None = None
+        self._fresh: tuple[float, float] | None = None
+
+    def add(self, now_s: float, readings: Sequence[Reading]) -> bool:
+        """Take in one round of readings, best source first. True if the source was changed."""
+        usable = [r for r in readings if not r.stale and (r.power_w is not None or r.energy_j is not None)]
+        mine = next((r for r in usable if r.source == self.source), None)
+        changed = False
+        if mine is None and usable and (self.source is None or self.lost(now_s)):
+            mine, changed = usable[0], self.source is not None
+            self._begin(mine)
+        if mine is not None:
+            self._last_s = now_s
+            self._keep(now_s, mine)
+        return changed
+
+    def lost(self, now_s: float) -> bool:
+        """Whether the source has been silent for too long, or there never was one."""
+        return self._last_s is None or now_s - self._last_s > LOST_AFTER_S
+
+    def average(self, since_s: float, now_s: float, at_most_s: float) -> float | None:
+        """Mean watts of the load since a move, over at most so many seconds; None while it is too early to say."""
+        start = max(since_s + self.follow.settle_s, now_s - at_most_s)
+        points = [p for p in self._points if p[0] >= start]
+        if not points or (len(points) < 2 and self._counts):
+            return None
+        span = points[-1][0] - points[0][0]
+        if span < self.follow.span_s:
+            return None
+        if self._counts:
+            return (points[-1][1] - points[0][1]) / span
+        return sum(watts for _, watts in points) / len(points)
+
+    def forget(self) -> None:
+        """Drop the history (a gap or a new source would falsify averages)."""
+        self._points.clear()
+        self._fresh = None
+
+    def _begin(self, reading: Reading) -> None:
+        self.source = reading.source
+        self._counts = reading.energy_j is not None and (reading.scope != "battery" or reading.power_w is None)
+        self.follow = BATTERY if reading.scope == "battery" else COUNTER if self._counts else SAMPLES
+        self.forget()
+
+    def _keep(self, now_s: float, reading: Reading) -> None:
+        value = reading.energy_j if self._counts else reading.power_w
+        if value is None:
+            return
+        if self._counts:
+            if self._points and value < self._points[-1][1]:
+                self.forget()  # a counter that fell was replaced
+            self._points.append((now_s, value))
+        elif self._fresh is None or value != self._fresh[1] or now_s - self._fresh[0] >= self.follow.repeat_s:
+            self._fresh = (now_s, value)
+            self._points.append((now_s, value))
+        _trim(self._points, now_s)
+
+
+class TemperatureTrack:
+    """The temperature's line through the last seconds."""
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, float]] = deque()
+        self._last_s: float | None = None
+
+    def add(self, now_s: float, celsius: float | None) -> None:
+        """Take in one value, None if the sensor did not answer."""
+        if celsius is None:
+            return
+        if self.lost(now_s):
+            self._points.clear()
+        self._last_s = now_s
+        self._points.append((now_s, celsius))
+        _trim(self._points, now_s)
+
+    def lost(self, now_s: float) -> bool:
+        """Whether the sensor has been silent for too long, or there never was one."""
+        return self._last_s is None or now_s - self._last_s > LOST_AFTER_S
+
+    def line(self, window_s: float, now_s: float) -> tuple[float, float] | None:
+        """Value now and slope per second of the least-squares line over the window; None without three points."""
+        points = [p for p in self._points if p[0] >= now_s - window_s]
+        if len(points) < 3:
+            return (points[-1][1], 0.0) if points else None
+        times = np.array([p[0] - now_s for p in points])
+        values = np.array([p[1] for p in points])
+        times_mean, values_mean = times.mean(), values.mean()
+        spread = float(((times - times_mean) ** 2).sum())
+        slope = float(((times - times_mean) * (values - values_mean)).sum()) / spread if spread > 0 else 0.0
+        return float(values_mean - slope * times_mean), slope
+
+
+class DutyTrack:
+    """The share of time that the program really computed: the reader of a stream may be slower than the pace."""
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, float]] = deque()
+
+    def add(self, now_s: float, busy_s: float) -> None:
+        """Take in the computing time so far."""
+        self._points.append((now_s, busy_s))
+        _trim(self._points, now_s)
+
+    def share(self, since_s: float, now_s: float, at_most_s: float) -> float | None:
+        """Over the same span as a power average."""
+        start = max(since_s, now_s - at_most_s)
+        points = [p for p in self._points if p[0] >= start]
+        if len(points) < 2 or points[-1][0] <= points[0][0]:
+            return None
+        return min(1.0, (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0]))
+
+
+def _trim(points: deque[tuple[float, float]], now_s: float) -> None:
+    while points and points[0][0] < now_s - KEPT_S:
+        points.popleft()
