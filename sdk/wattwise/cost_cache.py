@@ -38,12 +38,16 @@ def remembered(model: Path, question: str, measure: Callable[[], Cost]) -> Cost:
 
 
 def _key(model: Path, question: str) -> str:
-    versions = [f"{name} {_version(name)}" for name in _PACKAGES]
-    parts = [__version__, sys.version, str(model.resolve()), question, *versions]
+    parts = [str(model.resolve()), question, *software_versions()]
     for file in sorted(model.iterdir()) if model.is_dir() else [model]:
         stat = file.stat()
         parts.append(f"{file.name} {stat.st_size} {stat.st_mtime_ns}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def software_versions() -> list[str]:
+    """Of everything that a measured cost depends on."""
+    return [__version__, sys.version, *(f"{name} {_version(name)}" for name in _PACKAGES)]
 
 
 @cache

@@ -16,6 +16,8 @@ from pathlib import Path
 from wattwise.paths import cache_dir
 from wattwise_devices.errors import ConvertError
 from wattwise_runtimes.contracts import Artifact
+from wattwise_runtimes.spec import ModelSpec
+from wattwise_runtimes.synthetic import random_rows
 
 # The weight type that holds the GGUF's own values exactly or nearest, by commonest type of the file.
 _QUANT = {"f32": "fp32", "bf16": "fp32", "f16": "fp16", "q8_0": "int8", "q6_k": "int8", "q5_0": "int8", "q5_1": "int8"}
@@ -37,6 +39,26 @@ def onnx_folder_for(artifact: Artifact, on_progress: Callable[[float], object] |
         folder.parent.mkdir(parents=True, exist_ok=True)
         _lower_in_child(artifact.path, folder, _QUANT.get(artifact.quant, "int4"), on_progress)
     return folder
+
+
+def write_synthetic_onnx(spec: ModelSpec, weight_type: str, folder: Path) -> Artifact:
+    """A synthetic model (see `wattwise_runtimes.synthetic`) as an ONNX folder below `folder`."""
+    import numpy as np
+
+    from wattwise_convert.checkpoint import Checkpoint, TensorSource
+    from wattwise_convert.onnx import export
+    from wattwise_runtimes.artifact import open_artifact
+
+    def source(name: str, shape: tuple[int, ...]) -> TensorSource:
+        if len(shape) == 1:
+            return TensorSource(name, shape, "f32", lambda start, stop: np.ones(stop - start, np.float32))
+        rows = random_rows(shape[1])
+        return TensorSource(name, shape, "f32", lambda start, stop: np.resize(rows, (stop - start, shape[1])))
+
+    tensors = {name: source(name, shape) for name, shape in spec.tensor_shapes().items()}
+    target = folder / f"{spec.name}-{spec.hidden}x{spec.layers}-{weight_type}"
+    export(Checkpoint(spec=spec, tensors=tensors, tokenizer=None, origin=folder), target, quant=weight_type)
+    return open_artifact(target)
 
 
 def _lower_in_child(source: Path, folder: Path, quant: str, on_progress: Callable[[float], object] | None) -> None:
