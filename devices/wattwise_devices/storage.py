@@ -166,7 +166,7 @@ def _device_kind(folder: Path, system: System, layers: int) -> tuple[StorageKind
     slaves = sorted(_children(folder / "slaves"))
     if slaves and layers > 0:
         return _device_kind(slaves[0].resolve(), system, layers - 1)
-    name, place = folder.name, folder.as_posix()
+    name, place = folder.name, folder.relative_to(system.root.resolve()).as_posix()
     if name.startswith("nvme"):
         return "nvme", name
     if name.startswith("mmcblk"):

@@ -1,0 +1,88 @@
+"""`wattwise devices`: what this machine has, what it lets us use, how fast it is, and what can be metered.
+
+The quick part is read anew each time. Rates are measured once per machine, limits and software, and remembered;
+--probe measures them afresh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from wattwise.cli import common
+
+HELP = "the machine: cores, memory, limits, storage and memory rates, accelerators, meters"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What to measure, and where."""
+    parser.add_argument("--probe", action="store_true", help="measure memory and storage afresh (about 4 s)")
+    parser.add_argument(
+        "--path", metavar="PATH", help="a model or folder whose storage is looked at (default: where models are kept)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Look, measure what is not known yet, print."""
+    from wattwise.cli.devices_text import describe
+    from wattwise.paths import cache_dir
+    from wattwise_devices.machine import measure_machine, probe_machine
+    from wattwise_devices.measured import recall_measured
+    from wattwise_runtimes.accelerators import find_accelerators
+
+    place = _existing(Path(options.path) if options.path else cache_dir(), asked=options.path is not None)
+    machine = probe_machine()
+    accelerators = find_accelerators()
+    known = None if options.probe else recall_measured(machine, cache_dir())
+    waits = known is None or machine.storage(place).key not in known.storage
+    if waits and sys.stderr.isatty():
+        print("measuring memory and storage, about 4 s ...", end="\r", file=sys.stderr, flush=True)
+    measured = measure_machine(machine, cache_folder=cache_dir(), storage_path=place, afresh=options.probe)
+    if waits and sys.stderr.isatty():
+        print("\x1b[K", end="", file=sys.stderr, flush=True)
+    storage = machine.storage(place, measured)
+    engines = _engines()
+    if options.json:
+        from dataclasses import asdict
+
+        common.print_json(
+            {
+                **machine.to_json(),
+                "storage": asdict(storage),
+                "measured": measured.to_json(),
+                "engines": engines,
+                "accelerators": accelerators.to_json(),
+            }
+        )
+    else:
+        print("\n".join(describe(machine, storage, measured, accelerators, engines)))
+    return 0
+
+
+def _existing(path: Path, *, asked: bool) -> Path:
+    """The path itself, or for a folder of ours that is not there yet, the nearest one above it."""
+    if asked:
+        os.stat(path)  # raises for what does not exist; the user named it
+        return path
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _engines() -> list[dict[str, Any]]:
+    """Every engine in the tree: its version, or how to get it."""
+    from wattwise_devices.errors import BackendUnavailable
+    from wattwise_runtimes.registry import backend_names, get_backend
+
+    found: list[dict[str, Any]] = []
+    for name in backend_names():
+        try:
+            capability = get_backend(name).probe()
+            version = None if capability is None else capability.version
+            found.append({"name": name, "version": version, "problem": None})
+        except BackendUnavailable as error:
+            found.append({"name": name, "version": None, "problem": str(error)})
+    return found
