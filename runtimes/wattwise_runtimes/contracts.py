@@ -19,7 +19,16 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from wattwise_devices.errors import PlanError
 from wattwise_runtimes.spec import ModelSpec
+
+
+def refuse_thread_change(engine: str) -> PlanError:
+    """The error of `Engine.set_threads` where threads are fixed when the model is loaded."""
+    return PlanError(
+        f"the {engine} engine cannot change its threads after loading; load the model with the threads that you want",
+        clash=("a change of threads", f"engine {engine}"),
+    )
 
 
 class ForwardCancelled(Exception):
@@ -75,7 +84,7 @@ class Capabilities:
     tree_tokens: largest tree batch; 0: no trees. drop: "token" (whole rows), "head" (own rows per layer and
     KV head as well), "none". keys, attention: `view()` can give them. export: `export`/`restore` work.
     truncate: the KV store can rewind (recurrent models cannot). cancel_within_ms: how soon a running chunk
-    notices a cancellation, None if only between chunks.
+    notices a cancellation, None if only between chunks. threads_adjustable: `set_threads` works after loading.
     """
 
     tree_tokens: int = 0
@@ -85,6 +94,7 @@ class Capabilities:
     export: bool = False
     truncate: bool = True
     cancel_within_ms: float | None = None
+    threads_adjustable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +263,13 @@ class Engine(Protocol):
         ForwardCancelled when `cancelled()` turns true between chunks (or within one, see Capabilities),
         ValueError for ids outside the vocabulary. A chain of n tokens gives the same logits, within rounding,
         however it is split into calls.
+        """
+        ...
+
+    def set_threads(self, threads: int, threads_batch: int | None = None) -> None:
+        """Thread counts from the next forward on: for one row, and for more rows (None: the same).
+
+        Raises ValueError for counts below 1, and PlanError where `Capabilities.threads_adjustable` is False.
         """
         ...
 

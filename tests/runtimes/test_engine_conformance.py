@@ -323,6 +323,22 @@ def test_damaged_or_foreign_rows_are_refused(engine: Engine) -> None:
         engine.kv.restore(blob)
 
 
+def test_threads_change_between_calls_or_are_refused_by_name(engine: Engine, row: Row) -> None:
+    if not engine.capabilities.threads_adjustable:
+        with pytest.raises(PlanError, match="threads"):
+            engine.set_threads(2)
+        return
+    with pytest.raises(ValueError, match="at least 1"):
+        engine.set_threads(0)
+    want = reference().forward(Batch(IDS, logits="all"))
+    for start, (threads, threads_batch) in zip(range(0, 40, 10), [(2, 1), (1, 2), (2, None), (1, 1)], strict=True):
+        engine.set_threads(threads, threads_batch)
+        assert engine.where()["threads"] == threads
+        assert engine.where()["threads_batch"] == (threads_batch or threads)
+        expect(engine.forward(Batch(IDS[start : start + 9], logits="all")), want[start : start + 9], row)
+        expect(engine.forward(Batch(IDS[start + 9 : start + 10])), want[start + 9 : start + 10], row)
+
+
 def test_nbytes_and_where_answer_with_facts(engine: Engine) -> None:
     ledger = engine.nbytes()
     assert engine.kv.nbytes >= SPEC.kv_row_elements() * LOAD.context * 2  # at least 16 bits an element

@@ -99,6 +99,9 @@ class ScriptedEngine:
         self._said += 1
         return logits
 
+    def set_threads(self, threads: int, threads_batch: int | None = None) -> None:
+        self._inner.set_threads(threads, threads_batch)
+
     def nbytes(self) -> Ledger:
         return self._inner.nbytes()
 

@@ -51,7 +51,7 @@ class LlamaEngine:
         self._decode, self._logits, self._struct = native.decode, native.logits, self._batch.struct
         self.capabilities = Capabilities(
             tree_tokens=params.tree_tokens(load), drop="none" if kv.sliding else "token", keys=not kv.sliding,
-            attention=False, export=True, truncate=True, cancel_within_ms=_CANCEL_MS,
+            attention=False, export=True, truncate=True, cancel_within_ms=_CANCEL_MS, threads_adjustable=True,
         )  # fmt: skip
 
     def forward(self, batch: Batch, cancelled: Callable[[], bool] | None = None) -> np.ndarray:

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from wattwise_devices.errors import BackendError, ContextOverflow, PlanError
-from wattwise_runtimes.contracts import Batch, Capabilities, ForwardCancelled, Ledger, LoadSpec
+from wattwise_runtimes.contracts import (
+    Batch,
+    Capabilities,
+    ForwardCancelled,
+    Ledger,
+    LoadSpec,
+    refuse_thread_change,
+)
 from wattwise_runtimes.engines.onnx import session as ort_session
 from wattwise_runtimes.engines.onnx.buffers import Bound
 from wattwise_runtimes.engines.onnx.kv import OnnxKV
@@ -49,6 +56,10 @@ class OnnxEngine:
             self.kv.appended(positions)
             return logits if wanted else logits[:0]
         return self._chain(tokens, positions, wanted, cancelled)
+
+    def set_threads(self, threads: int, threads_batch: int | None = None) -> None:
+        """A session's threads are started with it and stay as they are."""
+        raise refuse_thread_change("onnx")
 
     def nbytes(self) -> Ledger:
         return self._ledger

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from wattwise_devices.errors import BackendError, ContextOverflow, PlanError
-from wattwise_runtimes.contracts import Batch, Capabilities, ForwardCancelled, KVView, Ledger, LoadSpec
+from wattwise_runtimes.contracts import (
+    Batch,
+    Capabilities,
+    ForwardCancelled,
+    KVView,
+    Ledger,
+    LoadSpec,
+    refuse_thread_change,
+)
 from wattwise_runtimes.engines.onnx import memory
 from wattwise_runtimes.engines.onnx import session as ort_session
 from wattwise_runtimes.engines.onnx.signature import Signature
@@ -107,6 +115,10 @@ class GrowingEngine:
             out[filled : filled + len(inside)] = logits[-1:] if self._signature.last_row_only else logits[inside]
             filled += len(inside)
         return out
+
+    def set_threads(self, threads: int, threads_batch: int | None = None) -> None:
+        """A session's threads are started with it and stay as they are."""
+        raise refuse_thread_change("onnx")
 
     def nbytes(self) -> Ledger:
         return self._ledger

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from wattwise_devices.errors import BackendError, ContextOverflow
-from wattwise_runtimes.contracts import Batch, Capabilities, ForwardCancelled, Ledger, LoadSpec
+from wattwise_runtimes.contracts import (
+    Batch,
+    Capabilities,
+    ForwardCancelled,
+    Ledger,
+    LoadSpec,
+    refuse_thread_change,
+)
 from wattwise_runtimes.engines.reference import maths
 from wattwise_runtimes.engines.reference.kv import ReferenceKV
 from wattwise_runtimes.spec import ModelSpec
@@ -61,6 +68,10 @@ class ReferenceEngine:
             hidden = self._run(tokens[part], positions[part], None)
             rows.append(hidden[[w - start for w in wanted if part.start <= w < part.stop]])
         return self._head(np.concatenate(rows))
+
+    def set_threads(self, threads: int, threads_batch: int | None = None) -> None:
+        """numpy decides by itself."""
+        raise refuse_thread_change("reference")
 
     def nbytes(self) -> Ledger:
         return Ledger(weights=sum(w.nbytes for w in self._w.values()), kv=self.kv.nbytes)
