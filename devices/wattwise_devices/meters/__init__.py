@@ -1,1 +1,6 @@
 """Meters of power and energy, and sensors of the machine's state: one file each, unknown is None."""
+
+from wattwise_devices.meters.contract import MachineState, Meter, Reading, Scope
+from wattwise_devices.meters.registry import Diagnosis, diagnose, open_meters
+
+__all__ = ["Diagnosis", "MachineState", "Meter", "Reading", "Scope", "diagnose", "open_meters"]

@@ -30,7 +30,8 @@ class Reading:
 class MachineState:
     """What the machine says about itself besides power. temperature_c: of the hottest relevant sensor.
 
-    throttled: reasons given now, such as "under-voltage", "frequency-capped", "thermal".
+    throttled: reasons given now, such as "under-voltage", "frequency-capped", "thermal". throttled_before: those that
+    the firmware remembers since it started. cpu_max_mhz: the highest clock that the kernel allows now.
     """
 
     time_s: float
@@ -39,6 +40,8 @@ class MachineState:
     on_battery: bool | None = None
     cpu_mhz: float | None = None
     throttled: frozenset[str] = frozenset()
+    throttled_before: frozenset[str] = frozenset()
+    cpu_max_mhz: float | None = None
 
 
 @runtime_checkable

@@ -1,0 +1,107 @@
+"""Batteries and external supplies as the kernel's power_supply class shows them. Used by a meter and by the state.
+
+Units are microvolts, microamperes, microwatts, microwatt-hours. The sign of a current differs between drivers, so
+only its size is used. Supplies of scope "Device" belong to a mouse or a headset and are left out.
+Formats: Documentation/ABI/testing/sysfs-class-power, Documentation/power/power_supply_class.rst.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wattwise_devices.meters.source import number
+from wattwise_devices.system import System
+
+_SUPPLIES = "/sys/class/power_supply"
+_LEAST_W = 0.01  # less than any running device draws: a gauge that does not know, or counts in other units
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """One folder of the class."""
+
+    system: System
+    name: str
+
+    def text(self, file: str) -> str | None:
+        """A file's text, None if it cannot be read."""
+        return self.system.read_text(f"{_SUPPLIES}/{self.name}/{file}")
+
+    def micro(self, *files: str) -> float | None:
+        """The first of these files that holds a number, as its size without the factor of a million."""
+        for file in files:
+            value = number(self.text(file))
+            if value is not None:
+                return abs(value) / 1e6
+        return None
+
+    @property
+    def status(self) -> str:
+        """In small letters; "" if unknown."""
+        return (self.text("status") or "").lower()
+
+    def volts(self) -> float | None:
+        """Now, or averaged."""
+        return self.micro("voltage_now", "voltage_avg")
+
+    def watts(self) -> float | None:
+        """What flows through it; None where neither power nor current and voltage can be had."""
+        watts = self.micro("power_now")
+        if watts is None:
+            amperes, volts = self.micro("current_now", "current_avg"), self.volts()
+            watts = None if amperes is None or volts is None else amperes * volts
+        return watts if watts is not None and watts >= _LEAST_W else None
+
+    def stored_j(self) -> float | None:
+        """What it still holds, by its gauge."""
+        energy_wh = self.micro("energy_now")
+        if energy_wh is None:
+            charge_ah = self.micro("charge_now")
+            volts = self.micro("voltage_min_design") or self.volts()
+            energy_wh = None if charge_ah is None or volts is None else charge_ah * volts
+        return None if energy_wh is None else energy_wh * 3600
+
+    def capacity_percent(self) -> float | None:
+        """0 to 100, else None."""
+        percent = number(self.text("capacity"))
+        return percent if percent is not None and 0 <= percent <= 100 else None
+
+
+def batteries(system: System) -> list[Supply]:
+    """The machine's own batteries that are present."""
+    return [
+        supply
+        for supply in _own_supplies(system)
+        if (supply.text("type") or "").lower() == "battery" and supply.text("present") != "0"
+    ]
+
+
+def external_online(system: System) -> bool | None:
+    """Whether mains, USB or the like feed the machine; None if nothing says."""
+    states = [
+        supply.text("online")
+        for supply in _own_supplies(system)
+        if (supply.text("type") or "").lower() not in ("battery", "ups", "")
+    ]
+    if any(state not in (None, "", "0") and number(state) is not None for state in states):
+        return True
+    return False if any(state == "0" for state in states) else None
+
+
+def on_battery(system: System, own: list[Supply] | None = None) -> bool | None:
+    """Whether the machine runs from its batteries now; None if that cannot be told."""
+    own = batteries(system) if own is None else own
+    online = external_online(system)
+    if online is True:
+        return False
+    statuses = {supply.status for supply in own}
+    if "discharging" in statuses:
+        return True
+    if online is False:
+        return True if own else None
+    return False if statuses & {"charging", "full", "not charging"} else None
+
+
+def _own_supplies(system: System) -> list[Supply]:
+    supplies = [Supply(system, path.parent.name) for path in system.glob(f"{_SUPPLIES}/*/type")]
+    return [supply for supply in supplies if (supply.text("scope") or "").lower() != "device"]
