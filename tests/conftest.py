@@ -18,5 +18,6 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("WATTWISE_HOME", str(home))
     # Two workers on two cores: engines that spin while they wait for a second thread would crawl.
     monkeypatch.setenv("WATTWISE_THREADS", "1")
+    monkeypatch.setenv("WATTWISE_MEASURE", "never")  # seconds for every new home, and figures of a busy machine
     for name in ("WATTWISE_MEMORY", "WATTWISE_ENGINE", "WATTWISE_MODEL"):
         monkeypatch.delenv(name, raising=False)

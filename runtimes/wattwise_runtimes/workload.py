@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wattwise_runtimes.contracts import Artifact
@@ -82,7 +83,7 @@ def _of_onnx(artifact: Artifact) -> Counter[str]:
     return counts
 
 
-def _onnx_type(name: str, tensors: dict[str, OnnxTensor]) -> str:
+def _onnx_type(name: str, tensors: Mapping[str, OnnxTensor]) -> str:
     for bits in (2, 4, 8):
         if any(f"{name}_q{bits}{end}" in tensors for end in ("", "_blocks")):
             return f"int{bits}"

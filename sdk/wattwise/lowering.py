@@ -22,23 +22,39 @@ from wattwise_runtimes.synthetic import random_rows
 # The weight type that holds the GGUF's own values exactly or nearest, by commonest type of the file.
 _QUANT = {"f32": "fp32", "bf16": "fp32", "f16": "fp16", "q8_0": "int8", "q6_k": "int8", "q5_0": "int8", "q5_1": "int8"}
 
+_LOSSLESS = ("f32", "f16", "q8_0", "q4_0")  # among them, the types whose every value the ONNX folder holds
+
 
 def onnx_folder_for(artifact: Artifact, on_progress: Callable[[float], object] | None = None) -> Path:
     """The ONNX folder that corresponds to a GGUF artifact; made on first use.
 
     on_progress gets 0..1 and may return False to stop. Raises ConvertError, also when it was stopped.
     """
+    folder = _folder_of(artifact)
+    if not (folder / "genai_config.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _lower_in_child(artifact.path, folder, _QUANT.get(artifact.quant, "int4"), on_progress)
+    return folder
+
+
+def existing_onnx_folder(artifact: Artifact) -> Path | None:
+    """The ONNX folder that was made from this GGUF before, if it holds the same values; makes nothing."""
+    folders = cache_dir() / "lowered"
+    if artifact.quant not in _LOSSLESS or not folders.is_dir() or not any(folders.iterdir()):
+        return None
+    folder = _folder_of(artifact)
+    return folder if (folder / "genai_config.json").is_file() else None
+
+
+def _folder_of(artifact: Artifact) -> Path:
+    """Where the ONNX folder of this file lies, whether it is there or not: by content."""
     from wattwise import __version__
 
     digest = hashlib.sha256(__version__.encode())
     with artifact.path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    folder = cache_dir() / "lowered" / digest.hexdigest()[:32]
-    if not (folder / "genai_config.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _lower_in_child(artifact.path, folder, _QUANT.get(artifact.quant, "int4"), on_progress)
-    return folder
+    return cache_dir() / "lowered" / digest.hexdigest()[:32]
 
 
 def write_synthetic_onnx(spec: ModelSpec, weight_type: str, folder: Path) -> Artifact:

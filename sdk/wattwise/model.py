@@ -34,13 +34,14 @@ _PLAIN_TURN = "\n### "  # how the plain template begins a turn: a model that goe
 
 
 def load(
-    model: str | Path = "builtin",
+    model: str | Path | None = None,
     *,
     budget: Budget | None = None,
-    engine: str = "auto",
+    engine: str | None = None,
     context: int | None = None,
     kv_type: str | None = None,
     threads: int | None = None,
+    threads_batch: int | None = None,
     on_progress: Callable[[float], bool | None] | None = None,
 ) -> Model:
     """Plan and load a model. Raises BudgetError before anything is loaded if it does not fit.
@@ -55,6 +56,7 @@ def load(
         context=context,
         kv_type=kv_type,
         threads=threads,
+        threads_batch=threads_batch,
         on_progress=on_progress,
     )
     return load_plan(decided, on_progress)

@@ -12,6 +12,7 @@ import wattwise
 from support.chat_model import SPEC
 from wattwise import planning
 from wattwise.errors import BackendUnavailable, LoadError, MemoryBudgetError, PlanError
+from wattwise.planning import choose, memory
 from wattwise_devices.limits import MemoryLimits
 from wattwise_runtimes.contracts import Artifact, Capability, Ledger, LoadSpec
 
@@ -57,11 +58,11 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
             raise BackendUnavailable(f"no {name}")
         return ArithmeticBackend()
 
-    monkeypatch.setattr(planning, "open_artifact", lambda _: artifact)
-    monkeypatch.setattr(planning, "get_backend", get)
-    monkeypatch.setattr(planning, "runtime_bytes", lambda *_: RUNTIME)
+    monkeypatch.setattr(choose, "open_artifact", lambda _: artifact)
+    monkeypatch.setattr(choose, "get_backend", get)
+    monkeypatch.setattr(memory, "runtime_bytes", lambda *_: RUNTIME)
     limits = MemoryLimits(total_bytes=1 << 30, available_bytes=200 * MIB, limit_bytes=None, limit_used_bytes=None)
-    monkeypatch.setattr(planning, "memory_limits", lambda: limits)
+    monkeypatch.setattr(choose, "memory_limits", lambda: limits)
     return path
 
 
