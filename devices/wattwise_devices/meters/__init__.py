@@ -2,5 +2,6 @@
 
 from wattwise_devices.meters.contract import MachineState, Meter, Reading, Scope
 from wattwise_devices.meters.registry import Diagnosis, diagnose, open_meters
+from wattwise_devices.meters.state import StateReader
 
-__all__ = ["Diagnosis", "MachineState", "Meter", "Reading", "Scope", "diagnose", "open_meters"]
+__all__ = ["Diagnosis", "MachineState", "Meter", "Reading", "Scope", "StateReader", "diagnose", "open_meters"]

@@ -11,18 +11,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wattwise_devices.meters.amd import open_amd
 from wattwise_devices.meters.battery import open_battery
 from wattwise_devices.meters.contract import Meter, Scope
+from wattwise_devices.meters.hwmon import open_hwmon
+from wattwise_devices.meters.jetson import open_jetson
 from wattwise_devices.meters.model import open_model
+from wattwise_devices.meters.nvidia import open_nvidia
+from wattwise_devices.meters.powermetrics import open_powermetrics
 from wattwise_devices.meters.rapl import open_rapl
 from wattwise_devices.meters.replay import open_replay
+from wattwise_devices.meters.rpi_pmic import open_rpi_pmic
 from wattwise_devices.meters.source import Opened, Opener
 from wattwise_devices.profile import Profile
 from wattwise_devices.system import System
 
 SOURCES: dict[str, Opener] = {
     "rapl": open_rapl,
+    "pmic": open_rpi_pmic,
+    "jetson": open_jetson,
+    "amd": open_amd,
+    "hwmon": open_hwmon,
+    "powermetrics": open_powermetrics,
     "battery": open_battery,
+    "nvidia": open_nvidia,
     "model": open_model,
 }
 _COUNTS_ABOVE_HZ = 0.2  # a gauge that counts more slowly is no better than samples
