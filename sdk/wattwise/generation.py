@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from wattwise.events import ContextFull, Event
+from wattwise.governor.pilot import FREE, Pilot, Watch
 from wattwise.prefix import HeldPrefix
 from wattwise.reply import FinishReason, Piece, Reply
 from wattwise.sampling import Sampler
@@ -42,8 +44,18 @@ class Request:
 class Generation:
     """Runs one request; iterate for pieces, then read `reply`. `cancel()` may come from any thread."""
 
-    def __init__(self, engine: Engine, held: HeldPrefix, tokenizer: Tokenizer, request: Request, stats: Stats) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        held: HeldPrefix,
+        tokenizer: Tokenizer,
+        request: Request,
+        stats: Stats,
+        watch: Watch | None = None,
+    ) -> None:
         self._engine, self._held, self._request = engine, held, request
+        self._pilot: Pilot = watch.pilot(self.note) if watch is not None else FREE
+        self.on_event: Callable[[Event], None] | None = None
         self._text = TextStream(tokenizer, request.stop, at_start=request.at_start)
         self._cancel = threading.Event()
         self._parts: list[str] = []
@@ -56,6 +68,12 @@ class Generation:
     def cancel(self) -> None:
         """Ask to stop: takes effect within one chunk of the prompt or one token. Idempotent."""
         self._cancel.set()
+
+    def note(self, event: Event) -> None:
+        """Keep an event for the reply, and tell `on_event` at once. Also called by the governor's thread."""
+        self.events.append(event)
+        if self.on_event is not None:
+            self.on_event(event)
 
     def reply(self) -> Reply:
         """The reply so far."""
@@ -70,9 +88,10 @@ class Generation:
     def __iter__(self) -> Iterator[Piece]:
         request_ns = time.perf_counter_ns()
         try:
-            yield from self._run(request_ns)
+            with self._pilot:
+                yield from self._run(request_ns)
         except ForwardCancelled:
-            self.finish_reason = "cancelled"
+            self.finish_reason = "budget" if self._pilot.stopped else "cancelled"
         except ContextOverflow:
             raise
         except (Error, MemoryError) as error:
@@ -87,11 +106,12 @@ class Generation:
         if len(prompt) >= capacity:
             raise ContextOverflow(prompt_tokens=len(prompt), limit=capacity)
         stats.cache_n = self._held.rewind_to(prompt)
-        logits = self._forward(prompt[stats.cache_n :])
+        logits = self._read(prompt[stats.cache_n :])
         prompt_end_ns = time.perf_counter_ns()
         stats.prompt_n = len(prompt) - stats.cache_n
         stats.prompt_ms = (prompt_end_ns - request_ns) / 1e6
-        sampler, push, eog_ids, cancelled = request.sampler, self._text.push, request.eog_ids, self._cancel.is_set
+        sampler, push, eog_ids, cancelled = request.sampler, self._text.push, request.eog_ids, self._must_end
+        self._pilot.begin("decode")
         limit = request.max_tokens if request.max_tokens is not None else capacity
         away_ns = 0  # time that the reader of the pieces took; not ours
         if limit == 0:
@@ -133,9 +153,27 @@ class Generation:
         if rest:
             yield Piece(rest, stats)
 
-    def _forward(self, tokens: Sequence[int]) -> np.ndarray:
+    def _must_end(self) -> bool:
+        if self._cancel.is_set():
+            return True
+        if self._pilot.stopped:
+            self.finish_reason = "budget"
+            return True
+        return False
+
+    def _read(self, tokens: Sequence[int]) -> np.ndarray:
+        """The prompt, in pieces where it has to be paced; logits of its last token."""
+        self._pilot.begin("prefill")
+        done = 0
+        while (piece := self._pilot.piece(len(tokens) - done)) < len(tokens) - done:
+            self._forward(tokens[done : done + piece], "none")
+            done += piece
+        return self._forward(tokens[done:])
+
+    def _forward(self, tokens: Sequence[int], logits_of: Literal["last", "none"] = "last") -> np.ndarray:
+        self._pilot.before(self._cancel)
         try:
-            logits = self._engine.forward(Batch(tokens), self._cancel.is_set)
+            logits = self._engine.forward(Batch(tokens, logits=logits_of), self._must_end)
         except ForwardCancelled as stopped:
             self._held.extend(tokens[: stopped.rows_done])
             raise
@@ -145,11 +183,12 @@ class Generation:
             self._held.clear()
             raise
         self._held.extend(tokens)
+        self._pilot.after(len(tokens))
         return logits
 
     def _context_full(self, limit: int) -> None:
         self.finish_reason = "length"
-        self.events.append(ContextFull(f"the context of {limit} tokens is full", limit))
+        self.note(ContextFull(f"the context of {limit} tokens is full", limit))
 
     def _flush(self) -> str:
         """Text held back so far (half a character, a possible stop string); empty the second time."""

@@ -8,7 +8,7 @@ everything is handed back the same way. `update` reads no clock, no file and no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from wattwise.events import BatteryFloor, ControlMoved, Event, LimitUnreachable, SensorBack, SensorLost
 from wattwise.governor.controls import Controls, ControlSpace, Limits, Move, Phase, Setting, Work
@@ -28,9 +28,19 @@ STEP_DOWN_EVERY_S, STEP_UP_EVERY_S = 2.0, 60.0  # cores taken while the voltage 
 
 
 class Governor:
-    """One for one loaded model; what it has learned stays from reply to reply."""
+    """One for one loaded model; what it has learned stays from reply to reply.
 
-    def __init__(self, limits: Limits, space: ControlSpace, *, idle_w: float | None = None) -> None:
+    idle_w: the device's power when it waits, where known. rates_hz: how often each power source has new values.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        space: ControlSpace,
+        *,
+        idle_w: float | None = None,
+        rates_hz: Mapping[str, float] | None = None,
+    ) -> None:
         self.limits, self.space = limits, space
         self.notices = Noticing()
         self._settings: dict[Phase, Setting] = {"prefill": space.prefill[0], "decode": space.decode[0]}
@@ -41,7 +51,7 @@ class Governor:
         }
         self._watts = Watts()
         self._watts.idle_w = idle_w
-        self._power, self._duty, self._intervals = PowerTrack(), DutyTrack(), Intervals()
+        self._power, self._duty, self._intervals = PowerTrack(rates_hz), DutyTrack(), Intervals()
         self._thermal = Thermal(limits.temperature_c) if limits.temperature_c is not None else None
         self._first_s: float | None = None
         self._moved_s = self._now_s = 0.0
@@ -128,7 +138,7 @@ class Governor:
             self._speeds[work.phase].forget_others(self._settings[work.phase])
         if work.phase == before.phase:
             if work.phase == "idle":
-                average = self._power.average(self._moved_s, self._now_s, AVERAGE_S)
+                average = self._power.idle(self._moved_s, self._now_s)
                 self._watts.idle_w = average if average is not None else self._watts.idle_w
             elif self._now_s > self._moved_s:
                 tokens, seconds = work.tokens - before.tokens, work.computed_s - before.computed_s

@@ -7,7 +7,7 @@ for a machine that does not react. No clock of its own: every call brings the ti
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from wattwise_devices.meters.contract import Reading
 
 KEPT_S = 20.0
+LEAST_IDLE_S = 1.0
 LOST_AFTER_S = 1.5  # a sensor that has not answered for so long is reported and no longer acted upon
 
 
@@ -38,11 +39,12 @@ COUNTER = Follow(settle_s=0.3, span_s=0.9, repeat_s=0.6)
 
 
 class PowerTrack:
-    """One power source at a time: the best that answers, kept while it does."""
+    """One power source at a time: the best that answers, kept while it does. rates_hz: new values, by source."""
 
-    def __init__(self) -> None:
+    def __init__(self, rates_hz: Mapping[str, float] | None = None) -> None:
         self.source: str | None = None
         self.follow = COUNTER
+        self._rates_hz = dict(rates_hz or {})
         self._points: deque[tuple[float, float]] = deque()  # time and, by kind, joules so far or watts
         self._counts = False
         self._last_s: float | None = None
@@ -78,6 +80,13 @@ class PowerTrack:
             return (points[-1][1] - points[0][1]) / span
         return sum(watts for _, watts in points) / len(points)
 
+    def idle(self, since_s: float, now_s: float) -> float | None:
+        """Mean watts of an idle time that began then: a counter needs only its two ends."""
+        points = [p for p in self._points if p[0] >= since_s]
+        if self._counts and len(points) > 1 and points[-1][0] - points[0][0] >= LEAST_IDLE_S:
+            return (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
+        return None if self._counts else self.average(since_s, now_s, KEPT_S)
+
     def forget(self) -> None:
         """Drop the history (a gap or a new source would falsify averages)."""
         self._points.clear()
@@ -87,6 +96,9 @@ class PowerTrack:
         self.source = reading.source
         self._counts = reading.energy_j is not None and (reading.scope != "battery" or reading.power_w is None)
         self.follow = BATTERY if reading.scope == "battery" else COUNTER if self._counts else SAMPLES
+        slowest_s = 1.1 / self._rates_hz.get(reading.source, float("inf"))
+        if slowest_s > self.follow.settle_s:  # it averages over longer than its kind usually does
+            self.follow = Follow(settle_s=slowest_s, span_s=self.follow.span_s, repeat_s=slowest_s)
         self.forget()
 
     def _keep(self, now_s: float, reading: Reading) -> None:
@@ -158,5 +170,5 @@ class DutyTrack:
 
 
 def _trim(points: deque[tuple[float, float]], now_s: float) -> None:
-    while points and points[0][0] < now_s - KEPT_S:
+    while len(points) > 2 and points[0][0] < now_s - KEPT_S:
         points.popleft()

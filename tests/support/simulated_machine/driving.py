@@ -9,7 +9,8 @@ from support.simulated_machine.machine import Doing, SimulatedMachine
 from support.simulated_machine.physics import load
 from wattwise.governor import ControlSpace, Governor, Limits, Move, Work
 from wattwise.governor.controls import Phase
-from wattwise_devices.meters.contract import MachineState, Reading
+from wattwise.governor.setup import governing_meters
+from wattwise_devices.meters import MachineState, Reading, StateReader, open_meters
 
 TICK_S = 0.3
 Look = Callable[[], tuple[Sequence[Reading], MachineState]]
@@ -66,6 +67,18 @@ class Drive:
         return [t for t, move in self.moves if move.control is not None and t >= since_s]
 
 
+def look_at(machine: SimulatedMachine) -> Look:
+    """The program's own eyes: its meters and state sensors on the machine's files, the widest scope first."""
+    meters = governing_meters(open_meters(machine.system))
+    state = StateReader(machine.system)
+
+    def look() -> tuple[list[Reading], MachineState]:
+        readings = [meter.read() for meter in meters]
+        return [reading for reading in readings if reading is not None], state.read()
+
+    return look
+
+
 def governor_for(machine: SimulatedMachine, limits: Limits, *, rates: bool = False) -> Governor:
     """With the plan's threads; rates: as a plan knows them that has measured each thread count."""
     spec = machine.spec
@@ -73,7 +86,8 @@ def governor_for(machine: SimulatedMachine, limits: Limits, *, rates: bool = Fal
         {n: 1 / load(spec, n, "decode").seconds_per_token for n in range(1, spec.plan_threads + 1)} if rates else None
     )
     space = ControlSpace.of_threads(spec.plan_threads, spec.plan_threads, adjustable=True, rates=known)
-    return Governor(limits, space)
+    rates_hz = {meter.name: meter.rate_hz for meter in open_meters(machine.system)}
+    return Governor(limits, space, rates_hz=rates_hz)
 
 
 def window_means(times: list[float], values: list[float], start_s: float, span_s: float) -> list[float]:
