@@ -78,7 +78,7 @@ def test_a_request_for_a_story_names_somebody_in_it() -> None:
 
 
 def test_every_source_has_a_licence_that_lets_a_model_be_passed_on() -> None:
-    allowed = ("Apache-2.0", "BSD", "MIT", "CC BY 4.0", "CDLA", "public domain")
+    allowed = ("Apache-2.0", "BSD", "MIT", "CC BY 4.0", "CC BY-SA 4.0", "CDLA", "public domain")
     for source in SOURCES:
         assert source.licence.startswith(allowed), source.name
         assert source.credit
