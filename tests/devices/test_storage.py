@@ -89,7 +89,7 @@ def test_this_machine_agrees_with_df(tmp_path: Path) -> None:
 
 
 def test_read_rate_is_what_dd_reads(tmp_path: Path) -> None:
-    """Both read past the cache, in the same second; the machine is shared, so the best of three within a factor of two."""
+    """Both read past the cache, one right after the other; the machine is shared, so the best of three counts."""
     file = tmp_path / "big"
     file.write_bytes(os.urandom(128 << 20))
     os.sync()

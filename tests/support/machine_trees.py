@@ -65,7 +65,7 @@ def _arm_cpuinfo(parts: list[str], tail: str = "") -> str:
 
 
 def orange_pi_5(root: Path) -> System:
-    """RK3588S: four Cortex-A55 first, then four Cortex-A76; 8 GB; zram swap; system on an SD card's second partition."""
+    """RK3588S: four Cortex-A55 first, then four Cortex-A76; 8 GB; zram swap; system on an SD card."""
     parts = ["0xd05"] * 4 + ["0xd0b"] * 4
     files = {
         f"{_CPU}/online": "0-7\n",
@@ -138,7 +138,7 @@ def intel_hybrid_laptop(root: Path) -> System:
             "30 1 253:0 / / rw,relatime shared:1 - ext4 /dev/mapper/luks-root rw\n"
             "40 30 0:35 /@home /home rw,relatime shared:9 - btrfs /dev/nvme0n1p3 rw,subvol=/@home\n"
             "41 40 0:40 / /home/me/my\\040share rw - cifs //nas/share rw\n"
-            "42 30 0:41 / /var/lib/box rw - overlay overlay rw,lowerdir=/usr/l,upperdir=/home/me/upper,workdir=/home/w\n"
+            "42 30 0:41 / /var/lib/box rw - overlay overlay rw,lowerdir=/usr/l,upperdir=/home/me/up,workdir=/home/w\n"
         ),
         "sys/dev/block/253:0": "-> ../../devices/virtual/block/dm-0",
         "sys/devices/virtual/block/dm-0/slaves/nvme0n1p2": "-> ../../../../pci0000:00/0000:00:06.0/0000:01:00.0/nvme/"
@@ -146,7 +146,7 @@ def intel_hybrid_laptop(root: Path) -> System:
         f"{nvme}/nvme0n1p2/partition": "2\n",
         f"{nvme}/nvme0n1p3/partition": "3\n",
         f"{nvme}/queue/rotational": "0\n",
-        "sys/class/block/nvme0n1p3": "-> ../../devices/pci0000:00/0000:00:06.0/0000:01:00.0/nvme/nvme0/nvme0n1/nvme0n1p3",
+        "sys/class/block/nvme0n1p3": f"-> ../../{nvme.removeprefix('sys/')}/nvme0n1p3",
     }
     for cpu in range(12):
         siblings = f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}" if cpu < 4 else str(cpu)
