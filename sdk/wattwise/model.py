@@ -11,8 +11,9 @@ from typing import Any
 
 from wattwise.budget import Budget
 from wattwise.conversation import Conversation, Message
-from wattwise.events import TemplateMissing
+from wattwise.events import Event, TemplateMissing
 from wattwise.generation import Generation, Request
+from wattwise.governor.pilot import Watch
 from wattwise.planning import Plan, plan
 from wattwise.prefix import HeldPrefix
 from wattwise.prompting import encode_chat
@@ -67,7 +68,23 @@ def load_plan(decided: Plan, on_progress: Callable[[float], bool | None] | None 
     began = time.perf_counter()
     tokenizer = find_tokenizer(decided.artifact.path)
     engine = get_backend(decided.engine).load(decided.artifact, decided.load_spec(), on_progress)
-    return Model(decided, engine, tokenizer, load_ms=1e3 * (time.perf_counter() - began))
+    load_ms = 1e3 * (time.perf_counter() - began)
+    try:
+        watch = _watch(decided, engine)
+    except BaseException:
+        engine.close()
+        raise
+    return Model(decided, engine, tokenizer, load_ms, watch)
+
+
+def _watch(decided: Plan, engine: Engine) -> Watch | None:
+    """The governor of a budget that has to be watched. Sensors are looked for only then."""
+    if not decided.budget.is_governed:
+        return None
+    from wattwise.governor.setup import watch_for
+    from wattwise_devices.machine import probe_machine
+
+    return watch_for(decided, engine, probe_machine())
 
 
 def find_tokenizer(path: Path) -> Tokenizer | None:
@@ -99,8 +116,16 @@ def chat_template(tokenizer: Tokenizer) -> tuple[ChatTemplate, bool]:
 class Model:
     """A loaded model. One reply at a time; a second caller waits. Close it, or use it as a context manager."""
 
-    def __init__(self, decided: Plan, engine: Engine, tokenizer: Tokenizer | None, load_ms: float) -> None:
+    def __init__(
+        self,
+        decided: Plan,
+        engine: Engine,
+        tokenizer: Tokenizer | None,
+        load_ms: float,
+        watch: Watch | None = None,
+    ) -> None:
         self.plan = decided
+        self.watch = watch  # the governor, where the budget has something to watch
         self.engine = engine
         self.load_ms = load_ms
         self._tokenizer = tokenizer
@@ -133,6 +158,7 @@ class Model:
         sampler: SamplerParams | None = None,
         on_start: Callable[[], None] | None = None,
         on_end: Callable[[Reply], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
         **sampling: Any,
     ) -> Stream:
         """A reply as it is made; use it in a `with`, whose exit cancels.
@@ -140,7 +166,8 @@ class Model:
         messages: a user's text, or a list of {"role", "content"}. tools: functions that the model may call, in OpenAI's
         shape; calls are in the reply's `tool_calls`. raw: the text is the prompt as it is, no chat
         template. Sampling by keyword (temperature, top_k, top_p, min_p, seed, ...; see SamplerParams) or as `sampler`.
-        on_start and on_end are called around the work, on_end with the reply, whatever ended it.
+        on_start and on_end are called around the work, on_end with the reply, whatever ended it. on_event is called
+        as events happen, perhaps from another thread; all of them are on the reply as well.
         Raises ContextOverflow, with both counts, for a prompt that does not fit; nothing is ever cut.
         """
         if sampler is not None and sampling:
@@ -159,9 +186,10 @@ class Model:
             at_start=not raw,
         )
         stats = Stats(seed=seed, load_ms=self.load_ms, weights_bytes=self.engine.nbytes().weights)
-        generation = Generation(self.engine, self._held, self.tokenizer, request, stats)
+        generation = Generation(self.engine, self._held, self.tokenizer, request, stats, self.watch)
+        generation.on_event = on_event
         if plain:
-            generation.events.append(TemplateMissing("the model has no chat template; a plain one was used"))
+            generation.note(TemplateMissing("the model has no chat template; a plain one was used"))
 
         def begun() -> None:
             self._busy.acquire()
