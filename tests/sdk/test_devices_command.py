@@ -13,6 +13,7 @@ import pytest
 
 from support.machine_trees import intel_hybrid_laptop, orange_pi_5, raspberry_pi_5, small_virtual_machine, write_tree
 from wattwise.cli import main
+from wattwise.cli.devices_meters import look_at_meters
 from wattwise.cli.devices_text import describe
 from wattwise_devices.machine import Measured, probe_machine
 from wattwise_devices.read_rate import ReadRate
@@ -30,7 +31,8 @@ def words(tree: Any, root: Path, accelerators: Accelerators | None = None) -> st
         fingerprint="x", measured_at_s=1.7e9, read_bytes_per_s_by_threads={1: 4.9e9, 2: 9.81e9}, storage=rates
     )
     found = accelerators or Accelerators(devices=(), problems=())
-    lines = describe(machine, machine.storage("/home/me/model.gguf", measured), measured, found, ENGINES)
+    storage = machine.storage("/home/me/model.gguf", measured)
+    lines = describe(machine, storage, measured, found, ENGINES, look_at_meters(machine))
     assert all(len(line) <= 80 for line in lines), [line for line in lines if len(line) > 80]
     return "\n".join(lines)
 
@@ -84,6 +86,32 @@ def test_words_where_nothing_is_known(tmp_path: Path) -> None:
     assert "unknown" in text and "None" not in text
 
 
+def test_meters_and_state(tmp_path: Path) -> None:
+    """A board without sensors has its profile's estimate, labelled; with a counter, that one is shown and no excuse."""
+    system = raspberry_pi_5(tmp_path)
+    stat = "".join(f"cpu{n} 100 0 50 9000 10 0 5 0 0 0\n" for n in range(4))
+    write_tree(tmp_path, {"proc/stat": f"cpu  400 0 200 36000 40 0 20 0 0 0\n{stat}"})
+    text = " ".join(words(system, tmp_path).split())
+    assert "model:raspberry-pi-5: board, ESTIMATED" in text and "nothing here measures power, because:" in text
+    assert "rapl: no RAPL" in text and "no temperature, battery or clock can be read" in text
+    zone, supply = "sys/class/powercap/intel-rapl:0", "sys/class/power_supply/BAT0"
+    files = {
+        f"{zone}/name": "package-0\n", f"{zone}/energy_uj": "1000000\n",
+        f"{zone}/max_energy_range_uj": "262143328850\n",
+        f"{supply}/type": "Battery\n", f"{supply}/status": "Discharging\n", f"{supply}/present": "1\n",
+        f"{supply}/capacity": "81\n", f"{supply}/power_now": "7500000\n", f"{supply}/scope": "System\n",
+        "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n", "sys/class/thermal/thermal_zone0/temp": "61200\n",
+    }  # fmt: skip
+    write_tree(tmp_path, files)
+    text = " ".join(words(system, tmp_path).split())
+    assert "rapl:package-0: package, counts joules" in text and "7.50 W now" in text and "because:" not in text
+    assert "61 °C; battery 81 %; on battery" in text
+    found = look_at_meters(probe_machine(system)).to_json()
+    json.dumps(found)  # plain data: nothing that needs a default
+    assert {meter["estimated"] for meter in found["meters"]} == {True, False}
+    assert found["state"]["temperature_c"] == pytest.approx(61.2)
+
+
 def test_words_of_an_unswapped_board(tmp_path: Path) -> None:
     assert "4 cores, all of one kind" in words(raspberry_pi_5, tmp_path)
 
@@ -97,7 +125,7 @@ def test_json_of_this_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path
     first = run_command(capsys, "--path", str(tmp_path))
     assert set(first) >= {
         "board", "platform", "hypervisor", "cpu", "usable", "quota_cpus", "usable_cpus", "memory", "profile", "storage",
-        "measured", "engines", "accelerators",
+        "measured", "engines", "accelerators", "meters", "meter_sources", "state",
     }  # fmt: skip
     assert len(first["cpu"]["cores"]) >= len(first["usable"]) >= 1
     assert first["measured"]["read_bytes_per_s_by_threads"]["1"] > 1e8

@@ -27,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Look, measure what is not known yet, print."""
+    from wattwise.cli.devices_meters import look_at_meters
     from wattwise.cli.devices_text import describe
     from wattwise.paths import cache_dir
     from wattwise_devices.machine import measure_machine, probe_machine
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     place = _existing(Path(options.path) if options.path else cache_dir(), asked=options.path is not None)
     machine = probe_machine()
     accelerators = find_accelerators()
+    meters = look_at_meters(machine)
     known = None if options.probe else recall_measured(machine, cache_dir())
     waits = known is None or machine.storage(place).key not in known.storage
     if waits and sys.stderr.isatty():
@@ -55,10 +57,11 @@ def run(options: argparse.Namespace) -> int:
                 "measured": measured.to_json(),
                 "engines": engines,
                 "accelerators": accelerators.to_json(),
+                **meters.to_json(),
             }
         )
     else:
-        print("\n".join(describe(machine, storage, measured, accelerators, engines)))
+        print("\n".join(describe(machine, storage, measured, accelerators, engines, meters)))
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
+from wattwise.cli.devices_meters import MeterLook
 from wattwise.units import format_bytes
 from wattwise_devices.kernel_text import format_cpu_list
 from wattwise_devices.machine import Machine, Measured
@@ -30,6 +31,7 @@ def describe(
     measured: Measured,
     accelerators: Accelerators,
     engines: list[dict[str, Any]],
+    meters: MeterLook,
 ) -> list[str]:
     """All lines."""
     cpu = machine.cpu
@@ -47,6 +49,8 @@ def describe(
         ("storage", _storage(storage)),
         ("accelerators", _accelerators(accelerators)),
         ("engines", [_engine(engine) for engine in engines]),
+        ("meters", meters.words()),
+        ("state", meters.state_words()),
     ]
     return [line for label, texts in parts for line in _paragraph(label, texts)]
 
