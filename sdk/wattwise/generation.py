@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from wattwise.energy_record import NO_RECORDING, PROMPT, REPLY, Recorded
 from wattwise.events import ContextFull, Event
 from wattwise.governor.pilot import FREE, Pilot, Watch
 from wattwise.prefix import HeldPrefix
@@ -56,6 +57,7 @@ class Generation:
         self._engine, self._held, self._request = engine, held, request
         self._pilot: Pilot = watch.pilot(self.note) if watch is not None else FREE
         self.on_event: Callable[[Event], None] | None = None
+        self.recording: Recorded = NO_RECORDING
         self._text = TextStream(tokenizer, request.stop, at_start=request.at_start)
         self._cancel = threading.Event()
         self._parts: list[str] = []
@@ -88,7 +90,7 @@ class Generation:
     def __iter__(self) -> Iterator[Piece]:
         request_ns = time.perf_counter_ns()
         try:
-            with self._pilot:
+            with self._pilot, self.recording:
                 yield from self._run(request_ns)
         except ForwardCancelled:
             self.finish_reason = "budget" if self._pilot.stopped else "cancelled"
@@ -112,6 +114,7 @@ class Generation:
         stats.prompt_ms = (prompt_end_ns - request_ns) / 1e6
         sampler, push, eog_ids, cancelled = request.sampler, self._text.push, request.eog_ids, self._must_end
         self._pilot.begin("decode")
+        self.recording.phase(REPLY)
         limit = request.max_tokens if request.max_tokens is not None else capacity
         away_ns = 0  # time that the reader of the pieces took; not ours
         if limit == 0:
@@ -164,6 +167,7 @@ class Generation:
     def _read(self, tokens: Sequence[int]) -> np.ndarray:
         """The prompt, in pieces where it has to be paced; logits of its last token."""
         self._pilot.begin("prefill")
+        self.recording.phase(PROMPT)
         done = 0
         while (piece := self._pilot.piece(len(tokens) - done)) < len(tokens) - done:
             self._forward(tokens[done : done + piece], "none")

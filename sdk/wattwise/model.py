@@ -11,6 +11,7 @@ from typing import Any
 
 from wattwise.budget import Budget
 from wattwise.conversation import Conversation, Message
+from wattwise.energy_record import EnergyRecorder
 from wattwise.events import Event, TemplateMissing
 from wattwise.generation import Generation, Request
 from wattwise.governor.pilot import Watch
@@ -74,7 +75,21 @@ def load_plan(decided: Plan, on_progress: Callable[[float], bool | None] | None 
     except BaseException:
         engine.close()
         raise
-    return Model(decided, engine, tokenizer, load_ms, watch)
+    return Model(decided, engine, tokenizer, load_ms, watch, _recorder(decided))
+
+
+def _recorder(decided: Plan) -> EnergyRecorder | None:
+    """What measures the energy of replies; None where nothing can."""
+    from wattwise.planning.power import remember_power
+    from wattwise_devices.machine import probe_machine
+
+    machine = probe_machine()
+
+    def remember(watts: float) -> None:
+        if decided.settings is not None and decided.settings["measure"] != "never":
+            remember_power(machine, decided.engine, decided.threads, watts)
+
+    return EnergyRecorder.here(machine, remember)
 
 
 def _watch(decided: Plan, engine: Engine) -> Watch | None:
@@ -123,8 +138,10 @@ class Model:
         tokenizer: Tokenizer | None,
         load_ms: float,
         watch: Watch | None = None,
+        recorder: EnergyRecorder | None = None,
     ) -> None:
         self.plan = decided
+        self.recorder = recorder  # of energy, where a meter exists
         self.watch = watch  # the governor, where the budget has something to watch
         self.engine = engine
         self.load_ms = load_ms
@@ -188,6 +205,8 @@ class Model:
         stats = Stats(seed=seed, load_ms=self.load_ms, weights_bytes=self.engine.nbytes().weights)
         generation = Generation(self.engine, self._held, self.tokenizer, request, stats, self.watch)
         generation.on_event = on_event
+        if self.recorder is not None:
+            generation.recording = self.recorder.reply(stats)
         if plain:
             generation.note(TemplateMissing("the model has no chat template; a plain one was used"))
 
@@ -201,7 +220,14 @@ class Model:
             if on_end is not None:
                 on_end(reply)
 
-        return Stream(generation, begun, ended, self.plan, has_tools=bool(tools))
+        return Stream(
+            generation,
+            begun,
+            ended,
+            self.plan,
+            has_tools=bool(tools),
+            report=lambda stats: Report.of(self.plan, self.engine, stats),
+        )
 
     def astream(self, messages: str | Sequence[Message], **options: Any) -> AsyncStream:
         """`stream` for asyncio; the same stream behind it."""

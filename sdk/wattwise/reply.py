@@ -23,13 +23,17 @@ class Piece:
 
 @dataclass(slots=True, kw_only=True)
 class Reply:
-    """A finished (or stopped) reply; `str(reply)` is its text. ids: every generated token, the ending one included."""
+    """A finished (or stopped) reply; `str(reply)` is its text. ids: every generated token, the ending one included.
+
+    report: predicted beside measured, once the reply has ended.
+    """
 
     text: str
     ids: list[int]
     finish_reason: FinishReason
     stats: Stats
     plan: Any = None
+    report: Any = None
     events: list[Event] = field(default_factory=list)
     reasoning: str | None = None
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
@@ -46,5 +50,6 @@ class Reply:
             "tool_calls": self.tool_calls,
             "stats": self.stats.to_json(),
             "plan": self.plan.to_json() if self.plan is not None else None,
+            "report": self.report.to_json() if self.report is not None else None,
             "events": [event.to_json() for event in self.events],
         }

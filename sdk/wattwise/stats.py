@@ -16,6 +16,8 @@ class Stats:
     prompt_n, prompt_ms: prompt tokens computed and how long it took; cache_n: prompt tokens whose rows were reused.
     predicted_n: tokens generated; predicted_ms: from the end of the prompt to the end of the reply.
     ttft_ms: from the request to the first token. load_ms: of the model.
+    prompt_j, predicted_j: gross joules of both phases; idle_w: what the meter said while nothing ran; energy: of each
+    phase gross and net of idle, with interval, gaps and method. energy_estimated: from a profile, not measured.
     """
 
     prompt_n: int = 0
@@ -31,7 +33,11 @@ class Stats:
     mem_peak_bytes: int | None = None
     prompt_j: float | None = None
     predicted_j: float | None = None
+    idle_w: float | None = None
     energy_source: str | None = None
+    energy_scope: str | None = None
+    energy_estimated: bool | None = None
+    energy: dict[str, Any] | None = None
     seed: int | None = None
 
     @property
@@ -45,12 +51,25 @@ class Stats:
         steps = self.predicted_n - 1
         return 1e3 * steps / self.predicted_ms if steps > 0 and self.predicted_ms > 0 else None
 
+    @property
+    def prompt_j_per_token(self) -> float | None:
+        """Gross joules per prompt token computed."""
+        return self.prompt_j / self.prompt_n if self.prompt_j is not None and self.prompt_n else None
+
+    @property
+    def predicted_j_per_token(self) -> float | None:
+        """Gross joules per decode step; the first token belongs to the prompt, as in `predicted_per_second`."""
+        steps = self.predicted_n - 1
+        return self.predicted_j / steps if self.predicted_j is not None and steps > 0 else None
+
     def to_json(self) -> dict[str, Any]:
-        """All fields and both rates."""
+        """All fields, both rates and both energies per token."""
         return {
             **dataclasses.asdict(self),
             "prompt_per_second": self.prompt_per_second,
             "predicted_per_second": self.predicted_per_second,
+            "prompt_j_per_token": self.prompt_j_per_token,
+            "predicted_j_per_token": self.predicted_j_per_token,
         }
 
     def line(self) -> str:
@@ -62,13 +81,15 @@ class Stats:
             parts.append(f"ttft {self.ttft_ms / 1e3:.2f} s")
         parts.append(f"kv {self.kv_tokens}")
         parts.append(format_bytes(self.mem_peak_bytes))
-        parts.append("J n/a" if self.energy_j is None else f"{self.energy_j:.1f} J ({self.energy_source})")
+        parts.append("J n/a" if self.energy_j is None else self._joules())
         return " · ".join(parts)
 
     def details(self) -> str:
         """All figures in words."""
         reading, speaking = self.prompt_per_second, self.predicted_per_second
-        energy = "no meter" if self.energy_j is None else f"{self.energy_j:.1f} J, {self.energy_source}"
+        energy = "no meter" if self.energy_j is None else self._joules()
+        if self.idle_w is not None:
+            energy += f", idle {self.idle_w:.1f} W included"
         lines = [
             f"prompt   {self.prompt_n} tokens read, {self.cache_n} reused, {self.prompt_ms:.0f} ms"
             + (f", {reading:.1f} tok/s" if reading is not None else ""),
@@ -80,6 +101,15 @@ class Stats:
             f"seed     {self.seed}",
         ]
         return "\n".join(lines)
+
+    def _joules(self) -> str:
+        """`122 J (0.57 J/tok, rapl:package-0, estimated)`."""
+        notes = [self.energy_source or "unknown source"]
+        if self.predicted_j_per_token is not None:
+            notes.insert(0, f"{self.predicted_j_per_token:.3g} J/tok")
+        if self.energy_estimated:
+            notes.append("estimated")
+        return f"{self.energy_j:.1f} J ({', '.join(notes)})"
 
     @property
     def energy_j(self) -> float | None:

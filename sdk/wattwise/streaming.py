@@ -12,7 +12,10 @@ from typing import TypeVar
 from wattwise.generation import Generation
 from wattwise.planning import Plan
 from wattwise.reply import Piece, Reply
+from wattwise.report import Report
+from wattwise.stats import Stats
 from wattwise.tool_calls import find_tool_calls
+from wattwise_devices.errors import Error
 
 T = TypeVar("T")
 
@@ -31,10 +34,13 @@ class Stream:
         on_end: Callable[[Reply], None],
         plan: Plan | None = None,
         has_tools: bool = False,
+        report: Callable[[Stats], Report] | None = None,
     ) -> None:
         self._generation = generation
         self._plan = plan
         self._has_tools = has_tools
+        self._make_report = report
+        self._report: Report | None = None
         self._pieces = iter(generation)
         self._on_start, self._on_end = on_start, on_end
         self._state = "new"  # new -> running -> done
@@ -85,7 +91,7 @@ class Stream:
     def reply(self) -> Reply:
         """The reply so far; complete once iteration has ended."""
         reply = self._generation.reply()
-        reply.plan = self._plan
+        reply.plan, reply.report = self._plan, self._report
         if self._has_tools:
             reply.tool_calls = find_tool_calls(reply.text)
             if reply.tool_calls and reply.finish_reason == "stop":
@@ -95,6 +101,9 @@ class Stream:
     def _end(self) -> None:
         if self._state == "running":
             self._state = "done"
+            if self._make_report is not None:
+                with contextlib.suppress(Error):  # the model was closed meanwhile: nothing is held any more
+                    self._report = self._make_report(self._generation.stats)
             self._on_end(self.reply)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -48,12 +49,14 @@ def run_json(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
 PLAN_KEYS = {
     "model", "path", "format", "quant", "architecture", "parameters", "engine", "device", "context", "context_trained",
     "kv_type", "chunk", "threads", "threads_batch", "ledger", "budget_bytes", "budget_source", "fits", "reasons",
+    "kv_policy", "draft", "resident_bytes", "streamed_bytes", "budget", "prediction",
 }  # fmt: skip
 LEDGER_KEYS = {"weights_bytes", "kv_bytes", "compute_bytes", "runtime_bytes", "total_bytes"}
 STATS_KEYS = {
     "prompt_n", "prompt_ms", "cache_n", "predicted_n", "predicted_ms", "ttft_ms", "load_ms", "kv_tokens", "kv_bytes",
     "weights_bytes", "mem_peak_bytes", "prompt_j", "predicted_j", "energy_source", "seed", "prompt_per_second",
-    "predicted_per_second",
+    "predicted_per_second", "prompt_j_per_token", "predicted_j_per_token", "idle_w", "energy_scope",
+    "energy_estimated", "energy",
 }  # fmt: skip
 
 
@@ -64,6 +67,8 @@ def test_run_prints_what_json_says(model: Path, capsys: pytest.CaptureFixture[st
     assert set(told["stats"]) == STATS_KEYS
     assert set(told["plan"]) == PLAN_KEYS
     assert set(told["plan"]["ledger"]) == LEDGER_KEYS
+    assert set(told["report"]["compared"]) == {"ttft_ms", "predicted_per_second", "predicted_j_per_token"}
+    assert told["report"]["compared"]["ttft_ms"]["measured"] == told["stats"]["ttft_ms"]
     assert len(told["ids"]) == told["stats"]["predicted_n"] <= 12
     code, out, _ = run(capsys, *words)
     assert (code, out) == (0, told["text"] + "\n")
@@ -94,6 +99,33 @@ def test_plan_and_its_exit_code_over_budget(model: Path, capsys: pytest.CaptureF
     assert error["would_fit"] and "Fits:" in err
     code, out, err = run(capsys, "run", model, "x", "--memory", "1MB")
     assert (code, out) == (3, "")
+
+
+def test_plan_explains_where_settings_come_from(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(os.environ["WATTWISE_HOME"]) / "config"
+    home.mkdir(parents=True)
+    (home / "config.toml").write_text("context = 64\n")
+    monkeypatch.setenv("WATTWISE_MEMORY", "1GiB")
+    told = run_json(capsys, "plan", model, "--explain", "--kv", "f32")
+    sources = {entry["name"]: entry["source"] for entry in told["settings"]}
+    assert (told["context"], told["kv_type"], told["budget_bytes"]) == (64, "f32", 1 << 30)
+    assert sources["context"] == str(home / "config.toml")
+    assert (sources["memory"], sources["kv_type"]) == ("environment WATTWISE_MEMORY", "argument")
+    assert "environment WATTWISE_MEMORY" in run(capsys, "plan", model, "--explain")[1]
+    (home / "config.toml").write_text("contxt = 64\n")
+    code, _, err = run(capsys, "plan", model)
+    assert code == 2 and "'contxt'" in err and "config.toml" in err
+
+
+@pytest.mark.parametrize("bound", [("--ttft", "1s"), ("--tokens-per-second", "1"), ("--energy", "1J")])
+def test_a_bound_without_a_prediction_is_refused(
+    model: Path, capsys: pytest.CaptureFixture[str], bound: tuple[str, str]
+) -> None:
+    code, out, err = run(capsys, "plan", model, *bound)
+    assert (code, out) == (2, "")
+    assert "prediction" in err and "measure = never" in err
 
 
 @pytest.mark.parametrize(

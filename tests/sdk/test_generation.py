@@ -34,7 +34,7 @@ def test_a_reply_has_text_ids_reason_and_stats() -> None:
     assert stats.ttft_ms is not None and 0 < stats.ttft_ms <= stats.prompt_ms + stats.predicted_ms + 1
     assert stats.prompt_j is None and stats.energy_source is None, "not measured is None, never 0"
     assert reply.plan is model.plan
-    assert set(reply.to_json()) == {"text", "ids", "finish_reason", "tool_calls", "stats", "plan", "events"}
+    assert set(reply.to_json()) == {"text", "ids", "finish_reason", "tool_calls", "stats", "plan", "report", "events"}
 
 
 def test_greedy_text_equals_a_plain_loop_over_the_reference() -> None:

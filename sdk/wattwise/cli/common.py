@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from typing import Any
 
@@ -12,31 +11,46 @@ from wattwise.budget import Budget
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    """MODEL, optional, `builtin` by default (or WATTWISE_MODEL)."""
-    default = os.environ.get("WATTWISE_MODEL", "builtin")
-    parser.add_argument("model", nargs="?", default=default, metavar="MODEL", help=f"default: {default}")
+    """MODEL, optional: None leaves it to the settings (WATTWISE_MODEL, config.toml), which end at "builtin"."""
+    parser.add_argument("model", nargs="?", default=None, metavar="MODEL", help="default: builtin")
 
 
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything that decides how a model is loaded."""
-    group = parser.add_argument_group("budget and engine")
-    group.add_argument("--memory", metavar="SIZE", help="the most resident memory to use, e.g. 900MB or 3.5GiB")
+    """Everything that decides how a model is loaded. What is not given comes from the settings."""
+    budget = parser.add_argument_group("budget")
+    budget.add_argument("--memory", metavar="SIZE", help="the most resident memory to use, e.g. 900MB or 3.5GiB")
+    budget.add_argument("--power", metavar="W", help="the most watts on average, e.g. 6W (needs a meter or a profile)")
+    budget.add_argument("--energy", metavar="J", help="the most joules per generated token, e.g. 0.5J")
+    budget.add_argument("--max-celsius", metavar="C", help="the hottest the device may get, e.g. 75C")
+    budget.add_argument("--battery-floor", metavar="PERCENT", help="no work below this charge, e.g. 20%%")
+    budget.add_argument("--ttft", metavar="TIME", help="the longest predicted wait for the first token, e.g. 300ms")
+    budget.add_argument("--tokens-per-second", metavar="N", help="the slowest predicted decoding")
+    group = parser.add_argument_group("engine")
     group.add_argument("--engine", choices=("auto", "llamacpp", "onnx", "reference"), default=None)
     group.add_argument("--context", type=int, metavar="N", help="tokens that the model can hold")
     group.add_argument("--kv", metavar="TYPE", help="type of the KV cache: f16, q8_0, ... (chosen to fit by default)")
-    group.add_argument("--threads", type=int, metavar="N")
+    group.add_argument("--threads", type=int, metavar="N", help="by default what measured fastest here")
+    group.add_argument("--threads-batch", type=int, metavar="N", help="to read prompts with; default: as --threads")
 
 
 def load_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for `wattwise.load` and `wattwise.plan`: command line before environment before default."""
-    memory = options.memory or os.environ.get("WATTWISE_MEMORY")
-    engine = options.engine or os.environ.get("WATTWISE_ENGINE") or "auto"
+    """Keyword arguments for `wattwise.load` and `wattwise.plan`: only what the command line says."""
+    bounds = {
+        "memory": options.memory,
+        "power": options.power,
+        "energy": options.energy,
+        "temperature": options.max_celsius,
+        "battery_floor": options.battery_floor,
+        "ttft_ms": options.ttft,
+        "tokens_per_second": options.tokens_per_second,
+    }
     return {
-        "budget": Budget(memory=memory) if memory else None,
-        "engine": engine,
+        "budget": Budget(**{name: text for name, text in bounds.items() if text is not None}),
+        "engine": options.engine,
         "context": options.context,
         "kv_type": options.kv,
         "threads": options.threads,
+        "threads_batch": options.threads_batch,
     }
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
-import os
 import sys
 from pathlib import Path
 
 from wattwise.cli import common
+from wattwise.settings import resolve
 
 HELP = "perplexity and bits per byte of a text; with --against, the distance from another model"
 
@@ -62,7 +62,7 @@ def _model_and_text(options: argparse.Namespace) -> tuple[str, str]:
     words = options.words
     if len(words) > 2:
         raise ValueError(f"eval takes a model and one text file, but got {len(words)} words")
-    name = words[0] if len(words) == 2 else os.environ.get("WATTWISE_MODEL", "builtin")
+    name = words[0] if len(words) == 2 else resolve()["model"]
     text = sys.stdin.read() if words[-1] == "-" else Path(words[-1]).read_text(encoding="utf-8")
     split = _split(options)
     if options.parts:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from wattwise.cli import common
+from wattwise.settings import resolve
 from wattwise.tool_calls import read_tools
 
 HELP = "one reply to a prompt, streamed; the prompt may come from standard input"
@@ -40,18 +40,18 @@ def run(options: argparse.Namespace) -> int:
                     print(piece.text, end="", flush=True)
         reply = stream.reply
         if options.json:
-            common.print_json({**reply.to_json(), "report": model.report().to_json()})
+            common.print_json(reply.to_json())
         else:
             print()
             for event in reply.events:
                 print(f"[{event.message}]", file=sys.stderr)
             if options.stats:
-                print(f"{reply.stats.line()}\n{model.report()}", file=sys.stderr)
+                print(f"{reply.stats.line()}\n{reply.report}", file=sys.stderr)
     return 0
 
 
 def _model_and_prompt(words: list[str]) -> tuple[str, str]:
-    default = os.environ.get("WATTWISE_MODEL", "builtin")
+    default = resolve()["model"]
     if len(words) > 2:
         raise ValueError(f"run takes a model and one prompt, but got {len(words)} words; put the prompt in quotes")
     if len(words) == 2:
@@ -73,4 +73,4 @@ def _names_a_model(word: str) -> bool:
         is_model = (path.suffix == ".gguf" and path.is_file()) or (path / "genai_config.json").is_file()
     except OSError:  # too long for a path: a prompt
         return False
-    return word == "builtin" or is_model
+    return word in ("builtin", "builtin-draft") or is_model
