@@ -102,6 +102,14 @@ def _opened(file: Path, flags: int, prepare: Callable[[int], None] | None = None
         os.close(handle)
 
 
+def _read_block(handle: int, buffer: mmap.mmap, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(handle, [buffer], offset)
+    if hasattr(os, "pread"):
+        return len(os.pread(handle, _BLOCK_BYTES, offset))
+    raise OSError("this system cannot read at a position")
+
+
 def _drop_cache(handle: int) -> None:
     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -126,7 +134,7 @@ def _read_for(handle: int, size_bytes: int, limit_s: float, again: bool) -> tupl
                     block = next(position, None)
                 if block is None:
                     break
-                count += os.preadv(handle, [buffer], (block % blocks) * _BLOCK_BYTES)
+                count += _read_block(handle, buffer, (block % blocks) * _BLOCK_BYTES)
         except OSError as error:
             errors.append(error)
         finally:

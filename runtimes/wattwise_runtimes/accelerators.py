@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module, util
 from typing import Any
 
@@ -41,14 +41,19 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accelerators:
-    """devices: all that were found, CPUs included. problems: libraries that could not be asked, and why."""
+    """devices: all that were found, CPUs included. versions: of the libraries that answered, by name.
+
+    problems: libraries that could not be asked, and why; each begins with the library's name.
+    """
 
     devices: tuple[Accelerator, ...]
     problems: tuple[str, ...]
+    versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data under the names of the fields."""
-        return {"devices": [asdict(device) for device in self.devices], "problems": list(self.problems)}
+        devices = [asdict(device) for device in self.devices]
+        return {"devices": devices, "problems": list(self.problems), "versions": dict(self.versions)}
 
 
 def find_accelerators(timeout_s: float = TIMEOUT_S, command: tuple[str, ...] | None = None) -> Accelerators:
@@ -57,31 +62,42 @@ def find_accelerators(timeout_s: float = TIMEOUT_S, command: tuple[str, ...] | N
     asked = [name for name, module in _NEEDS.items() if command or util.find_spec(module) is not None]
     with ThreadPoolExecutor(max_workers=len(_NEEDS)) as pool:
         answers = list(pool.map(lambda name: _ask(name, started, timeout_s), asked))
-    devices = tuple(device for found, _ in answers for device in found)
-    return Accelerators(devices=devices, problems=tuple(problem for _, problem in answers if problem))
+    return Accelerators(
+        devices=tuple(device for answer in answers for device in answer.devices),
+        problems=tuple(problem for answer in answers for problem in answer.problems),
+        versions={name: version for answer in answers for name, version in answer.versions.items()},
+    )
 
 
-def _ask(library: str, command: tuple[str, ...], timeout_s: float) -> tuple[list[Accelerator], str | None]:
-    """(devices, problem) of one library."""
+def _ask(library: str, command: tuple[str, ...], timeout_s: float) -> Accelerators:
+    """What one library tells."""
     try:
         done = subprocess.run(
             [*command, library], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
-        return [], f"{library} did not list its devices within {timeout_s:g} s; a driver may hang"
+        return _failed(f"{library} did not list its devices within {timeout_s:g} s; a driver may hang")
     except OSError as error:
-        return [], f"{library} could not be asked for its devices: {error}"
+        return _failed(f"{library} could not be asked for its devices: {error}")
     lines = done.stdout.decode("utf-8", "replace").splitlines()
     answer = next((line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)), None)
     if answer is None:
         ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
         last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
-        return [], f"{library} ended while it listed its devices ({ended}): {last[:200]}"
+        return _failed(f"{library} ended while it listed its devices ({ended}): {last[:200]}")
     try:
         found = json.loads(answer)
-        return [_device(library, entry) for entry in found["devices"]], found["problem"]
+        return Accelerators(
+            devices=tuple(_device(library, entry) for entry in found["devices"]),
+            problems=tuple(f"{library}: {problem}" for problem in found["problems"]),
+            versions={library: str(found["version"])},
+        )
     except (ValueError, KeyError, TypeError) as error:
-        return [], f"{library}: its list of devices cannot be read: {error}"
+        return _failed(f"{library} gave a list of devices that cannot be read: {error}")
+
+
+def _failed(problem: str) -> Accelerators:
+    return Accelerators(devices=(), problems=(problem,))
 
 
 def _device(library: str, entry: dict[str, Any]) -> Accelerator:
@@ -96,14 +112,16 @@ def _device(library: str, entry: dict[str, Any]) -> Accelerator:
     )
 
 
-def _ggml_devices() -> tuple[list[dict[str, Any]], str | None]:
+def _ggml_answer() -> dict[str, Any]:
     from wattwise_runtimes.engines.llamacpp.ggml import devices
     from wattwise_runtimes.engines.llamacpp.native import native
 
-    return [asdict(device) for device in devices(native())], None
+    lib = native()
+    found = [asdict(device) for device in devices(lib)]
+    return {"devices": found, "problems": [], "version": f"llama-cpp-python {lib.version}"}
 
 
-def _onnxruntime_devices() -> tuple[list[dict[str, Any]], str | None]:
+def _onnxruntime_answer() -> dict[str, Any]:
     import onnxruntime
 
     problems = [_register(onnxruntime, name) for name in _ORT_PLUGINS if util.find_spec(name) is not None]
@@ -127,7 +145,8 @@ def _onnxruntime_devices() -> tuple[list[dict[str, Any]], str | None]:
             found.append(
                 {"name": provider, "description": "built in", "kind": "other", "total_bytes": 0, "free_bytes": 0}
             )
-    return found, "; ".join(problem for problem in problems if problem) or None
+    version = f"onnxruntime {onnxruntime.__version__}"
+    return {"devices": found, "problems": [problem for problem in problems if problem], "version": version}
 
 
 def _register(onnxruntime: Any, module: str) -> str | None:
@@ -139,15 +158,11 @@ def _register(onnxruntime: Any, module: str) -> str | None:
     return None
 
 
-_LISTS: dict[str, Callable[[], tuple[list[dict[str, Any]], str | None]]] = {
-    "ggml": _ggml_devices,
-    "onnxruntime": _onnxruntime_devices,
-}
+_ANSWERS: dict[str, Callable[[], dict[str, Any]]] = {"ggml": _ggml_answer, "onnxruntime": _onnxruntime_answer}
 
 
 def _child(library: str) -> None:
-    devices, problem = _LISTS[library]()
-    sys.stdout.write(f"\n{_MARK}{json.dumps({'devices': devices, 'problem': problem})}\n")
+    sys.stdout.write(f"\n{_MARK}{json.dumps(_ANSWERS[library]())}\n")
     sys.stdout.flush()
     os._exit(0)  # drivers that crash while the process ends have already given their answer
 

@@ -12,7 +12,7 @@ from wattwise_runtimes import accelerators
 from wattwise_runtimes.accelerators import Accelerators, find_accelerators
 
 _DEVICE = '{"name": "X", "description": "d", "kind": "gpu", "total_bytes": 8, "free_bytes": 5}'
-_ANSWER = f'{{"devices": [{_DEVICE}], "problem": null}}'
+_ANSWER = f'{{"devices": [{_DEVICE}], "problems": [], "version": "lib 1"}}'
 
 
 def ask(code: str, timeout_s: float = 20.0) -> Accelerators:
@@ -26,7 +26,7 @@ def test_this_machine_lists_its_processor() -> None:
     assert "onnxruntime" in by_library and by_library["onnxruntime"].name == "CPUExecutionProvider"
     if importlib.util.find_spec("llama_cpp") is not None:
         assert by_library["ggml"].total_bytes and by_library["ggml"].description
-    assert found.problems == ()
+    assert found.problems == () and found.versions["onnxruntime"].startswith("onnxruntime ")
     assert all(device.name != "AzureExecutionProvider" for device in found.devices), "a web service is no device"
 
 
@@ -35,7 +35,14 @@ def test_noise_around_the_answer_is_passed_over() -> None:
     assert [(d.library, d.name, d.kind, d.total_bytes, d.free_bytes) for d in found.devices] == [
         ("ggml", "X", "gpu", 8, 5), ("onnxruntime", "X", "gpu", 8, 5),
     ]  # fmt: skip
-    assert found.problems == ()
+    assert found.problems == () and found.versions == {"ggml": "lib 1", "onnxruntime": "lib 1"}
+
+
+def test_a_plugin_that_fails_is_a_problem_beside_the_devices() -> None:
+    text = _ANSWER.replace('"problems": []', '"problems": ["plugin x cannot be used: no driver"]')
+    found = ask(f"print('{accelerators._MARK}' + {text!r})")
+    assert len(found.devices) == 2
+    assert found.problems[0] == "ggml: plugin x cannot be used: no driver"
 
 
 def test_no_memory_is_unknown_not_zero() -> None:
@@ -75,5 +82,5 @@ def test_a_command_that_is_not_there() -> None:
 
 def test_json_has_every_field() -> None:
     found = ask(f"print('{accelerators._MARK}' + {_ANSWER!r})").to_json()
-    assert set(found) == {"devices", "problems"}
+    assert set(found) == {"devices", "problems", "versions"}
     assert set(found["devices"][0]) == {"library", "name", "description", "kind", "total_bytes", "free_bytes"}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from support.machine_trees import intel_hybrid_laptop, orange_pi_5, raspberry_pi_5, small_virtual_machine, write_tree
-from wattwise.cli import main
+from wattwise.cli import devices_command, main
 from wattwise.cli.devices_meters import look_at_meters
 from wattwise.cli.devices_text import describe
 from wattwise_devices.machine import Measured, probe_machine
@@ -135,6 +135,15 @@ def test_json_of_this_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert again["measured"] == first["measured"], "remembered"
     afresh = run_command(capsys, "--path", str(tmp_path), "--probe")
     assert afresh["measured"]["measured_at_s"] > first["measured"]["measured_at_s"]
+
+
+def test_an_engine_whose_library_crashes_is_reported_and_not_loaded() -> None:
+    crash = "ggml ended while it listed its devices (signal 11): no message"
+    asked = Accelerators(devices=(), problems=(crash,), versions={"onnxruntime": "onnxruntime 9"})
+    engines = {engine["name"]: engine for engine in devices_command._engines(asked)}
+    assert engines["llamacpp"] == {"name": "llamacpp", "version": None, "problem": crash}
+    assert engines["onnx"] == {"name": "onnx", "version": "onnxruntime 9", "problem": None}
+    assert engines["reference"]["version"]
 
 
 def test_a_path_that_is_not_there_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -10,11 +10,15 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wattwise.cli import common
 
+if TYPE_CHECKING:
+    from wattwise_runtimes.accelerators import Accelerators
+
 HELP = "the machine: cores, memory, limits, storage and memory rates, accelerators, meters"
+_LIBRARIES = {"llamacpp": "ggml", "onnx": "onnxruntime"}  # engine -> who lists its devices
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     if waits and sys.stderr.isatty():
         print("\x1b[K", end="", file=sys.stderr, flush=True)
     storage = machine.storage(place, measured)
-    engines = _engines()
+    engines = _engines(accelerators)
     if options.json:
         from dataclasses import asdict
 
@@ -75,17 +79,24 @@ def _existing(path: Path, *, asked: bool) -> Path:
     return path
 
 
-def _engines() -> list[dict[str, Any]]:
-    """Every engine in the tree: its version, or how to get it."""
-    from wattwise_devices.errors import BackendUnavailable
-    from wattwise_runtimes.registry import backend_names, get_backend
+def _engines(accelerators: Accelerators) -> list[dict[str, Any]]:
+    """Every engine in the tree: its version, or what is wrong with it, or how to get it."""
+    from wattwise_runtimes.registry import backend_names
 
-    found: list[dict[str, Any]] = []
-    for name in backend_names():
-        try:
-            capability = get_backend(name).probe()
-            version = None if capability is None else capability.version
-            found.append({"name": name, "version": version, "problem": None})
-        except BackendUnavailable as error:
-            found.append({"name": name, "version": None, "problem": str(error)})
-    return found
+    return [{"name": name, **_engine(name, accelerators)} for name in backend_names()]
+
+
+def _engine(name: str, accelerators: Accelerators) -> dict[str, str | None]:
+    """Native libraries have answered from a child process, or not at all; here none is loaded."""
+    from wattwise_devices.errors import BackendUnavailable
+    from wattwise_runtimes.registry import get_backend
+
+    library = _LIBRARIES.get(name, name)
+    problem = next((text for text in accelerators.problems if text.startswith(library)), None)
+    if library in accelerators.versions or problem:
+        return {"version": accelerators.versions.get(library), "problem": problem}
+    try:
+        capability = get_backend(name).probe()
+    except BackendUnavailable as error:
+        return {"version": None, "problem": str(error)}
+    return {"version": capability.version if capability else None, "problem": None}
