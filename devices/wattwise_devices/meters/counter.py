@@ -73,7 +73,7 @@ class CounterMeter:
             before_s = self._system.clock_s()
             raw_j = finite(self._count_j())
             now_s = (before_s + self._system.clock_s()) / 2  # commands take their time
-            if raw_j is None or raw_j < 0:
+            if raw_j is None or raw_j < 0 or (self._range_j is not None and raw_j > self._range_j):
                 return None
             believed = self._advance(raw_j, now_s)
             stands = now_s - self._moved_s > self._standstill_s

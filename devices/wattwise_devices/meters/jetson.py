@@ -26,7 +26,13 @@ _INPUTS = (  # rails that together feed a module without a total; rails behind o
 _KNOWN = {"VDD_CPU_GPU_CV", "VDD_SOC", "VDDQ_VDD2_1V8AO", "VDD_CPU", "VDD_GPU", *_TOTALS, *_INPUTS[0], *_INPUTS[1]}
 _RATE_HZ = 5.0  # assumption: 140 microseconds per conversion, three channels, 64 to 512 averaged by NVIDIA's settings
 _STANDSTILL_S = 30.0
-_SCOPES: dict[str, Scope] = dict.fromkeys(_TOTALS, "board") | {"POM_5V_GPU": "gpu", "VDD_GPU": "gpu", "GPU": "gpu"}
+_SCOPES: dict[str, Scope] = {
+    "VDD_IN": "board",
+    "POM_5V_IN": "board",
+    "POM_5V_GPU": "gpu",
+    "VDD_GPU": "gpu",
+    "GPU": "gpu",
+}
 
 Rails = dict[str, Callable[[], float | None]]
 
@@ -47,7 +53,8 @@ def open_jetson(system: System, profile: Profile | None = None) -> Opened:
         for names in _INPUTS:
             if all(name in rails for name in names):
                 parts = [rails[name] for name in names]
-                meters.insert(0, _meter(system, "inputs", lambda parts=parts: _sum(parts), "board"))
+                if _sum(parts) is not None:
+                    meters.insert(0, _meter(system, "inputs", lambda parts=parts: _sum(parts), "board"))
     meters.sort(key=lambda meter: meter.scope != "board")
     return Opened(tuple(meters), reasons)
 

@@ -13,6 +13,7 @@ from wattwise_devices.meters.source import number
 from wattwise_devices.system import System
 
 _SUPPLIES = "/sys/class/power_supply"
+_MOST_WH = 1000.0  # of one battery
 _LEAST_W = 0.01  # less than any running device draws: a gauge that does not know, or counts in other units
 
 
@@ -27,11 +28,14 @@ class Supply:
         """A file's text, None if it cannot be read."""
         return self.system.read_text(f"{_SUPPLIES}/{self.name}/{file}")
 
-    def micro(self, *files: str) -> float | None:
-        """The first of these files that holds a number, as its size without the factor of a million."""
+    def micro(self, *files: str, signed: bool = False) -> float | None:
+        """The first of these files that holds a number, without the factor of a million.
+
+        signed: a negative one is meant and its size is taken; else it is no value.
+        """
         for file in files:
             value = number(self.text(file))
-            if value is not None:
+            if value is not None and (signed or value >= 0):
                 return abs(value) / 1e6
         return None
 
@@ -46,9 +50,9 @@ class Supply:
 
     def watts(self) -> float | None:
         """What flows through it; None where neither power nor current and voltage can be had."""
-        watts = self.micro("power_now")
+        watts = self.micro("power_now", signed=True)
         if watts is None:
-            amperes, volts = self.micro("current_now", "current_avg"), self.volts()
+            amperes, volts = self.micro("current_now", "current_avg", signed=True), self.volts()
             watts = None if amperes is None or volts is None else amperes * volts
         return watts if watts is not None and watts >= _LEAST_W else None
 
@@ -59,7 +63,7 @@ class Supply:
             charge_ah = self.micro("charge_now")
             volts = self.micro("voltage_min_design") or self.volts()
             energy_wh = None if charge_ah is None or volts is None else charge_ah * volts
-        return None if energy_wh is None else energy_wh * 3600
+        return None if energy_wh is None or energy_wh > _MOST_WH else energy_wh * 3600
 
     def capacity_percent(self) -> float | None:
         """0 to 100, else None."""
