@@ -70,6 +70,10 @@ def test_words_of_a_limited_guest(tmp_path: Path) -> None:
         devices=(
             Accelerator(library="ggml", name="Vulkan0", description="Some GPU", kind="gpu", total_bytes=2 * GIB,
                         free_bytes=GIB),
+            Accelerator(library="ggml", name="CPU", description="the processor", kind="cpu", total_bytes=GIB,
+                        free_bytes=GIB),
+            Accelerator(library="onnxruntime", name="QNNExecutionProvider", description="simulator", kind="cpu",
+                        total_bytes=None, free_bytes=None),
         ),
         problems=("onnxruntime did not list its devices within 20 s; a driver may hang",),
     )  # fmt: skip
@@ -77,8 +81,10 @@ def test_words_of_a_limited_guest(tmp_path: Path) -> None:
     for expected in (
         "unnamed machine; virtual", "CPUs 1 of 0-1 by affinity", "may use 1.5 CPUs' worth of time",
         "may use 1.00 GiB (used: 512 MiB)", "Vulkan0 (gpu, by ggml); Some GPU; 1.00 GiB of 2.00 GiB free", "may hang",
+        "QNNExecutionProvider (cpu, by onnxruntime); simulator",
     ):  # fmt: skip
         assert expected in " ".join(text.split())
+    assert "the processor" not in text
 
 
 def test_words_where_nothing_is_known(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from wattwise_devices.topology import CpuTopology
 from wattwise_runtimes.accelerators import Accelerator, Accelerators
 
 _LABEL, _WIDTH = 13, 80
+_PROCESSORS = ("CPU", "CPUExecutionProvider")  # as ggml and onnxruntime call it
 _METHODS = {
     "direct": "direct I/O", "dropped-cache": "after dropping its cache", "uncached": "uncached",
     "cached": "CACHED, an upper bound",
@@ -162,7 +163,8 @@ def _storage(storage: StorageInfo) -> list[str]:
 
 
 def _accelerators(found: Accelerators) -> list[str]:
-    others = [device for device in found.devices if device.kind != "cpu"]
+    # Simulators and software renderers call themselves processors too; they are not what runs models by default.
+    others = [device for device in found.devices if device.kind != "cpu" or device.name not in _PROCESSORS]
     lines = [_accelerator(device) for device in others] or ["none besides the processor"]
     return [*lines, *found.problems]
 
