@@ -165,9 +165,11 @@ def measure_all(
         models = [make(spec, weight_type, folder) for spec in wide]
         out = []
         for threads in thread_counts:
-            before = machine_speed(threads, memory_bytes=sizes[-1])
-            timed = [_Timed.of(backend, artifact, threads, kv) for artifact in [*narrow, *models]]
-            after = machine_speed(threads, memory_bytes=sizes[-1])
+            speed = machine_speed(threads, memory_bytes=sizes[-1])
+            timed: list[_Timed] = []
+            for artifact in [*narrow, *models]:
+                timed.append(_Timed.of(backend, artifact, threads, kv))
+                speed = speed.better(machine_speed(threads, memory_bytes=sizes[-1]))
             made = _Solve(backend.name, timed[:2], timed[2:], bytes_per_weight)
             out.append(
                 EngineRates(
@@ -183,7 +185,7 @@ def measure_all(
                     tiled_from=made.tiled_from,
                     own_share=made.own_share,
                     spread=max(t.spread for t in timed),
-                    speed=before.mean(after),
+                    speed=speed,
                 )
             )
     return out

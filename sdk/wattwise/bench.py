@@ -16,7 +16,9 @@ import numpy as np
 
 from wattwise.model import Model
 from wattwise_devices.bandwidth import read_bandwidth
+from wattwise_devices.energy import Energy, EnergyIntegrator
 from wattwise_devices.errors import ContextOverflow
+from wattwise_devices.meters.sampler import Sampler
 from wattwise_devices.process_memory import reset_peak, resident_memory
 from wattwise_runtimes.contracts import Batch
 
@@ -38,14 +40,14 @@ class Test:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One measured row. samples_ns: of each repetition. Energy is None where no meter reads it."""
+    """One measured row. samples_ns: of each repetition. energy: of all of them and what lies between, None without a
+    meter. What depth costs is in the energy, so rows with a depth have no joules per token."""
 
     test: Test
     samples_ns: Sequence[int]
     peak_bytes: int | None
     bandwidth_gb_s: float
-    energy_j: float | None = None
-    energy_source: str | None = None
+    energy: Energy | None = None
     model: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -58,7 +60,8 @@ class Row:
         """llama-bench's field names, then energy, memory and bandwidth."""
         rates, times = self.samples_ts, list(self.samples_ns)
         tokens = self.test.n_prompt + self.test.n_gen
-        joules = self.energy_j / tokens if self.energy_j is not None else None
+        gross_j = self.energy.gross_j if self.energy is not None and not self.test.n_depth else None
+        joules = gross_j / (tokens * len(times)) if gross_j is not None else None
         return {
             **self.model,
             "test": self.test.name,
@@ -75,7 +78,9 @@ class Row:
             "read_bandwidth_gb_s": self.bandwidth_gb_s,
             "j_per_token": joules,
             "tokens_per_j": 1 / joules if joules else None,
-            "energy_source": self.energy_source,
+            "avg_w": self.energy.mean_w if self.energy is not None else None,
+            "energy_source": self.energy.source if self.energy is not None else None,
+            "energy": self.energy.to_json() if self.energy is not None else None,
         }
 
 
@@ -92,12 +97,13 @@ def run_tests(model: Model, tests: Sequence[Test], *, repetitions: int = 5, seed
         bandwidth = read_bandwidth(model.plan.threads, array_bytes=64 << 20)
         reset_peak()
         _once(model, test, rng)  # warm-up
-        samples = [_once(model, test, rng) for _ in range(repetitions)]
+        samples, energy = _measured(model, test, rng, repetitions)
         yield Row(
             test=test,
             samples_ns=samples,
             peak_bytes=resident_memory().peak_bytes,
             bandwidth_gb_s=bandwidth,
+            energy=energy,
             model=described,
         )
 
@@ -118,6 +124,18 @@ def describe(model: Model) -> dict[str, Any]:
         "type_kv": plan.kv_type,
         "draft": None,
     }
+
+
+def _measured(model: Model, test: Test, rng: np.random.Generator, repetitions: int) -> tuple[list[int], Energy | None]:
+    """Nanoseconds of each repetition, and the energy of all, where a meter exists."""
+    if model.recorder is None:
+        return [_once(model, test, rng) for _ in range(repetitions)], None
+    integrator = EnergyIntegrator(model.recorder.meter)
+    integrator.sample()
+    with Sampler(integrator):
+        samples = [_once(model, test, rng) for _ in range(repetitions)]
+    integrator.sample()
+    return samples, integrator.total()
 
 
 def _once(model: Model, test: Test, rng: np.random.Generator) -> int:

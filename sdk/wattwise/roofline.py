@@ -22,8 +22,8 @@ DEFAULT_PROMPT = 512
 _REPLY = 128  # tokens of the reply that a plan's figures stand for
 _LEAST_MARGIN, _INEXACT_MARGIN, _UNCHECKED_MARGIN = 0.10, 0.30, 0.10
 _BEYOND_CACHES_BYTES = 24 << 20
-_STEADY = 0.08  # differences between two looks at the machine that mean nothing
-_MOST_STRETCH = 4.0
+_STEADY = 0.12  # differences between two looks at the machine that mean nothing
+_LEAST_STRETCH, _MOST_STRETCH = 0.8, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,16 +175,21 @@ class Roofline:
         return self.host.token_s(self.workload.spec.vocab)
 
     def _stretch(self, rates: EngineRates, now: MachineSpeed | None, *, is_batch: bool = False) -> float:
-        """How much longer things take now than when the rates were measured."""
+        """How much longer things take now than when the rates were measured.
+
+        Rates are medians over single passes, which other processes rarely interrupt: they compare with the best moment
+        of that time. What runs now is interrupted as the mean of a look at the machine is.
+        """
         if now is None:
             return 1.0
         then = rates.speed
-        cores = _steadied(then.cache_gb_s / now.cache_gb_s)
+        cores = _steadied(then.cache_best_gb_s / now.cache_mean_gb_s)
         total = sum(n * self.rates[kind].bytes_per_weight for kind, n in self.workload.weights)
-        if is_batch or total < _BEYOND_CACHES_BYTES or then.memory_gb_s is None or now.memory_gb_s is None:
+        before_gb_s, now_gb_s = then.memory_gb_s, now.memory_gb_s
+        if is_batch or total < _BEYOND_CACHES_BYTES or before_gb_s is None or now_gb_s is None:
             return cores
-        memory_share = min(1.0, rate_at(rates.by_footprint, total) / (then.memory_gb_s * 1e9))
-        return (1 - memory_share) * cores + memory_share * _steadied(then.memory_gb_s / now.memory_gb_s)
+        memory_share = min(1.0, rate_at(rates.by_footprint, total) / (before_gb_s * 1e9))
+        return (1 - memory_share) * cores + memory_share * _steadied(before_gb_s / now_gb_s)
 
     def _estimate(self, seconds: float, rates: Mapping[str, EngineRates]) -> Estimate:
         margin = max(_LEAST_MARGIN, *(2 * rates[kind].spread for kind in self.workload.types))
@@ -223,4 +228,4 @@ def _between(passes: Sequence[Pass], n: int) -> Pass:
 
 def _steadied(ratio: float) -> float:
     """A ratio of speeds, 1 where the difference means nothing, and within what can be believed."""
-    return 1.0 if abs(math.log(ratio)) < _STEADY else min(_MOST_STRETCH, max(1 / _MOST_STRETCH, ratio))
+    return 1.0 if abs(math.log(ratio)) < _STEADY else min(_MOST_STRETCH, max(_LEAST_STRETCH, ratio))

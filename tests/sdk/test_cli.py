@@ -49,7 +49,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
 PLAN_KEYS = {
     "model", "path", "format", "quant", "architecture", "parameters", "engine", "device", "context", "context_trained",
     "kv_type", "chunk", "threads", "threads_batch", "ledger", "budget_bytes", "budget_source", "fits", "reasons",
-    "kv_policy", "draft", "resident_bytes", "streamed_bytes", "budget", "prediction",
+    "kv_policy", "draft", "resident_bytes", "streamed_bytes", "budget", "prediction", "speeds",
 }  # fmt: skip
 LEDGER_KEYS = {"weights_bytes", "kv_bytes", "compute_bytes", "runtime_bytes", "total_bytes"}
 STATS_KEYS = {

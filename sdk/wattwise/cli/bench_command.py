@@ -68,22 +68,25 @@ def _markdown(rows: Sequence[dict[str, Any]]) -> str:
     head = " | ".join(name.replace("_", " ") for name in names.split())
     lines = [f"| {head} |", "|---|---:|---:|---|---|---:|---|---|---:|---:|---:|---:|---:|---:|"]
     for r in rows:
-        energy = "n/a" if r["j_per_token"] is None else f"{r['j_per_token']:.3f}"
+        energy = "n/a" if r["j_per_token"] is None else f"{r['j_per_token']:.3g}"
+        watts = "n/a" if r["avg_w"] is None else f"{r['avg_w']:.1f}"
         lines.append(
             f"| {r['architecture']} {r['quant']} | {format_bytes(r['model_size'])} | {r['model_n_params'] / 1e6:.2f} M "
             f"| {r['engine']} | {r['device']} | {r['n_threads']} | {r['type_kv']} | – | {r['test']} "
-            f"| {r['avg_ts']:.2f} ± {r['stddev_ts']:.2f} | n/a | {energy} | {format_bytes(r['peak_bytes'])} "
+            f"| {r['avg_ts']:.2f} ± {r['stddev_ts']:.2f} | {watts} | {energy} | {format_bytes(r['peak_bytes'])} "
             f"| {r['read_bandwidth_gb_s']:.1f} |"
         )
+    sources = sorted({r["energy_source"] for r in rows if r["energy_source"]})
     lines.append(
-        "\nTimed: the engine's forward calls; not tokenizing, sampling or text. Energy: no meter in this version."
+        "\nTimed: the engine's forward calls; not tokenizing, sampling or text. "
+        f"Energy, idle included: {', '.join(sources) or 'no meter'}."
     )
     return "\n".join(lines)
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
-    flat = [{k: v for k, v in r.items() if not isinstance(v, list)} for r in rows]
+    flat = [{k: v for k, v in r.items() if not isinstance(v, (list, dict))} for r in rows]
     writer = csv.DictWriter(text, fieldnames=list(flat[0]) if flat else [])
     writer.writeheader()
     writer.writerows(flat)
@@ -91,7 +94,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _sql(rows: Sequence[dict[str, Any]]) -> str:
-    flat = [{k: v for k, v in r.items() if not isinstance(v, list)} for r in rows]
+    flat = [{k: v for k, v in r.items() if not isinstance(v, (list, dict))} for r in rows]
     if not flat:
         return ""
     columns = ", ".join(f"{name} {_sql_type(value)}" for name, value in flat[0].items())

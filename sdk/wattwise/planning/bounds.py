@@ -6,13 +6,13 @@ or takes too much is refused with the nearest ones that are not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from wattwise.budget import Budget
 from wattwise.planning.nearest import faster_plans, longest_prompt
 from wattwise.planning.plan import Plan
-from wattwise.planning.power import idle_watts
-from wattwise.planning.sensors import battery_percent, power_meters, temperature_c
+from wattwise.planning.sensors import idle_watts, machine_state, power_meters
 from wattwise.roofline import Prediction
 from wattwise_devices.errors import BudgetError, PlanError, PowerBudgetError
 from wattwise_devices.machine import Machine
@@ -37,12 +37,12 @@ def check_can_be_watched(budget: Budget, machine: Machine) -> None:
                 allowed=budget.power_w,
                 would_fit=[f"--power {1.25 * idle_w:.1f}W or more"],
             )
-    if budget.temperature_c is not None and temperature_c(machine) is None:
+    if budget.temperature_c is not None and machine_state(machine).temperature_c is None:
         raise PlanError(
             f"a temperature bound of {budget.temperature_c:g} °C cannot be kept: no temperature can be read here",
             clash=("temperature bound", "no temperature sensor"),
         )
-    if budget.battery_floor_percent is not None and battery_percent(machine) is None:
+    if budget.battery_floor_percent is not None and machine_state(machine).battery_percent is None:
         raise PlanError(
             f"a battery floor of {budget.battery_floor_percent:g} % cannot be kept: no battery can be read here",
             clash=("battery floor", "no battery"),
@@ -77,7 +77,7 @@ def check_speed_and_energy(made: Plan) -> Plan:
 def _broken(made: Plan, budget: Budget, prediction: Prediction) -> Iterator[BudgetError]:
     ttft, speed = prediction.ttft_ms, prediction.tokens_per_second
     if budget.longest_ttft_ms is not None and ttft.value > budget.longest_ttft_ms:
-        fits = [f"--ttft {ttft.value:.0f}ms"]
+        fits = [f"--ttft {math.ceil(1.01 * ttft.value)}ms"]
         prompt = longest_prompt(made, budget.longest_ttft_ms)
         if prompt:
             fits.insert(0, f"a prompt of at most {prompt} tokens")
@@ -92,7 +92,7 @@ def _broken(made: Plan, budget: Budget, prediction: Prediction) -> Iterator[Budg
         )
     least = budget.least_tokens_per_second
     if least is not None and speed.value < least:
-        fits = [f"--tokens-per-second {0.99 * speed.value:.3g}"]
+        fits = [f"--tokens-per-second {0.99 * speed.value:.4g}"]
         fits += faster_plans(made, lambda p: p.tokens_per_second.value >= least, "speed")
         yield BudgetError(
             f"{made.model} on {made.engine} is predicted to make {speed.value:.1f} tokens per second "
@@ -115,7 +115,7 @@ def _energy(made: Plan, bound_j: float, prediction: Prediction) -> Iterator[Budg
             allowed=bound_j,
         )
     elif joules.value > bound_j:
-        fits = [f"--energy {1.01 * joules.value:.3g}J"]
+        fits = [f"--energy {1.01 * joules.value:.4g}J"]
         fits += faster_plans(made, lambda p: p.j_per_token is not None and p.j_per_token.value <= bound_j, "energy")
         yield PowerBudgetError(
             f"{made.model} on {made.engine} is predicted to take {joules.value:.3g} J per token ({joules.low:.3g} to "

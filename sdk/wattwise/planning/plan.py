@@ -18,7 +18,8 @@ class Plan:
 
     context and chunk in tokens; ledger: predicted peak bytes of the whole process; reasons: why it came out so.
     prediction: of a reply to a prompt of the length that was planned for, None where speed is not known; roofline
-    predicts others. device: of each phase. drafter, policy, streamed_bytes: what this version decides is "none".
+    predicts others. speeds: (threads, tokens decoded per second) for every count whose rates are known. device: of each
+    phase. drafter, policy, streamed_bytes: what this version decides is "none".
     """
 
     model: str
@@ -37,6 +38,7 @@ class Plan:
     prediction: Prediction | None = None
     roofline: Roofline | None = field(default=None, repr=False)
     settings: Settings | None = field(default=None, repr=False)
+    speeds: tuple[tuple[int, float], ...] = ()
     device: tuple[str, str] = ("cpu", "cpu")
     drafter: str = "none"
     policy: str = "none"
@@ -71,6 +73,7 @@ class Plan:
             "chunk": self.chunk,
             "threads": self.threads,
             "threads_batch": self.threads_batch,
+            "speeds": {str(threads): speed for threads, speed in self.speeds},
             "draft": self.drafter,
             "ledger": self.ledger.to_json(),
             "resident_bytes": self.ledger.total,

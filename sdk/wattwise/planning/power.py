@@ -28,11 +28,6 @@ def power_of(machine: Machine, engine: str) -> Power | None:
     return _from_profile(machine)
 
 
-def idle_watts(machine: Machine) -> float | None:
-    """What the device draws with nothing running, from its profile."""
-    return machine.profile.idle_w if machine.profile is not None else None
-
-
 def remember_power(machine: Machine, engine: str, threads: int, watts: float) -> None:
     """Keep what a meter said of a reply."""
     file, key = _file(), fingerprint(machine)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from wattwise_devices.machine import Machine
-from wattwise_devices.meters import diagnose, open_meters
-from wattwise_devices.meters.power_supply import batteries
+from wattwise_devices.meters import MachineState, StateReader, diagnose, open_meters
 from wattwise_devices.meters.registry import covers_whole
 
 
@@ -15,15 +14,14 @@ def power_meters(machine: Machine) -> tuple[list[str], list[str]]:
     return names, reasons
 
 
-def temperature_c(machine: Machine) -> float | None:
-    """The hottest thermal zone or sensor now; None where none can be read."""
-    system = machine.system
-    files = [*system.glob("/sys/class/thermal/thermal_zone*/temp"), *system.glob("/sys/class/hwmon/hwmon*/temp*_input")]
-    degrees = [value / 1000 for file in files if (value := system.read_int(file)) is not None]
-    return max((d for d in degrees if -40 < d < 150), default=None)
+def idle_watts(machine: Machine) -> float | None:
+    """What the best meter here would show with nothing running, from the profile; None if they do not go together."""
+    meters = [meter for meter in open_meters(machine.system, machine.profile) if covers_whole(meter)]
+    if machine.profile is None or not meters or meters[0].scope not in ("board", "battery"):
+        return None
+    return machine.profile.idle_w
 
 
-def battery_percent(machine: Machine) -> float | None:
-    """Charge of the fullest battery that feeds this device; None where there is none."""
-    charges = [supply.capacity_percent() for supply in batteries(machine.system)]
-    return max((percent for percent in charges if percent is not None), default=None)
+def machine_state(machine: Machine) -> MachineState:
+    """Temperature, battery and what else the machine says now."""
+    return StateReader(machine.system).read()

@@ -55,6 +55,7 @@ class Speed:
         now = {n: self.look(n, memory_bytes=made.artifact.weights_bytes) for n in {threads, threads_batch}}
         roofline = tries.roofline(threads, threads_batch, now)
         made = dataclasses.replace(made, roofline=roofline, prediction=roofline.reply(self._prompt(made), _REPLY))
+        made = dataclasses.replace(made, speeds=tuple((n, 1 / tries.decode_s(n)) for n in counts))
         return _because(made, *why)
 
     def _prompt(self, made: Plan) -> int:
