@@ -5,7 +5,7 @@ trapezoid rule. Silence and stale readings longer than a limit are gaps: counted
 timer here: somebody calls `sample` (meters/sampler.py does). Intervals are meant to hold in about 95 of 100 cases:
 
 - counter: at either end one step of the count and what flows between two of its updates;
-- samples: sqrt(2 sum (dp dt)^2), two standard deviations for white noise and more than the worst case of a single
+- samples: sqrt(2.4 sum (dp dt)^2), 2.2 standard deviations for white noise and more than the worst case of a single
   step; and, because a meter's value may be one update old, the range of power seen times one update;
 - estimates: ESTIMATED_SHARE of the energy on top (assumption). The instrument's own accuracy is not included.
 """
@@ -284,7 +284,7 @@ class EnergyIntegrator:
 
     def _error_j(self, tally: _Tally, method: Method) -> float:
         update_s, visits = 1.0 / self.meter.rate_hz, max(1, tally.visits)
-        error_j = tally.split_j + math.sqrt(2 * tally.squares)
+        error_j = tally.split_j + math.sqrt(2.4 * tally.squares)
         if method != "samples":
             error_j += 2 * visits * ((self.meter.resolution_j or 0.0) + tally.highest_w * update_s)
         if method != "counter" and self._high_w > self._low_w:
