@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import wattwise
 from models.data import read_documents, source_names
 from models.documents import Document, fraction_of
+from wattwise.model import Model
+from wattwise_devices.errors import BackendUnavailable
+from wattwise_runtimes.artifact import open_artifact
+from wattwise_runtimes.registry import get_backend
 
 Messages = list[dict[str, Any]]
 
@@ -44,22 +49,19 @@ def last_turn(document: Document) -> int | None:
 
 
 def held_out(
-    prepared: Path, source: str, choose: Callable[[Document], int | None], *, most_chars: int
+    prepared: Path, source: str, choose: Callable[[Document], int | None], fits: Callable[[Asked], bool]
 ) -> Iterator[Asked]:
-    """One question of each held-out document that has one, in an order that depends on the contents alone.
-
-    most_chars: conversations longer than this are passed over, so that every context holds them.
-    """
+    """One question of each held-out document that has one and fits, in an order that the contents alone decide."""
     documents = sorted(read_documents(prepared, source, "held"), key=lambda document: fraction_of(document.rendered()))
     for document in documents:
         turn = choose(document)
-        if turn is not None and len(document.rendered()) <= most_chars:
-            yield asked(source, document, turn)
+        if turn is not None and fits(question := asked(source, document, turn)):
+            yield question
 
 
-def spread(prepared: Path, count: int, *, most_chars: int) -> list[Asked]:
-    """`count` last turns, taken from all sources with conversations in turn, as long as each lasts."""
-    streams = [held_out(prepared, name, last_turn, most_chars=most_chars) for name in sorted(source_names(prepared))]
+def spread(prepared: Path, count: int, fits: Callable[[Asked], bool]) -> list[Asked]:
+    """`count` last turns, one from each source with conversations in turn, as long as each lasts."""
+    streams = [held_out(prepared, name, last_turn, fits) for name in sorted(source_names(prepared))]
     chosen: list[Asked] = []
     while streams and len(chosen) < count:
         for stream in list(streams):
@@ -69,3 +71,30 @@ def spread(prepared: Path, count: int, *, most_chars: int) -> list[Asked]:
             elif len(chosen) < count:
                 chosen.append(found)
     return sorted(chosen, key=lambda one: one.source)
+
+
+def room_in(model: Model, reply_tokens: int) -> Callable[[Asked], bool]:
+    """Whether a question and its reply fit the model's context."""
+
+    def fits(question: Asked) -> bool:
+        prompt = model.prompt_ids(question.messages, tools=question.tools or None)
+        return len(prompt) + reply_tokens <= model.engine.kv.capacity_tokens
+
+    return fits
+
+
+def installed_engines(wanted: Sequence[str] = ("llamacpp", "onnx")) -> list[str]:
+    """Those of the engines that can run here."""
+    found = []
+    for name in wanted:
+        try:
+            get_backend(name)
+        except BackendUnavailable:
+            continue
+        found.append(name)
+    return found
+
+
+def open_model(path: Path, engine: str) -> Model:
+    """The model with its whole context."""
+    return wattwise.load(path, engine=engine, context=open_artifact(path).spec.context)

@@ -28,8 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from models.configuration import Config, load_config
-from models.documents import DOCUMENT_END, TURN_END
-from models.export import load_weights
+from models.export import end_tokens, load_model, training_effort
 from models.files import save_atomically, write_atomically
 from models.model import Llama
 from models.optimizer import Optimizers
@@ -234,17 +233,6 @@ def train(run: Distillation, passes: Passes, *, limit_s: float, options: argpars
     run.save()
 
 
-def load_model(run: Path) -> Llama:
-    shape, weights = load_weights(run)
-    model = Llama(shape)
-    model.load_state_dict(weights)
-    return model
-
-
-def end_tokens(tokenizer: Tokenizer) -> frozenset[int]:
-    return frozenset(tokenizer.token_to_id(text) for text in (TURN_END, DOCUMENT_END))
-
-
 def reply_settings(settings: DistillSettings, config: Config) -> ReplySettings:
     return ReplySettings(
         mix=settings.mix or config.stages[-1].mix,
@@ -284,7 +272,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("teacher and student have different tokenizers; a draft needs that of its target")
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "tokenizer.json", tokenizer_json)
-    described = {**config.to_dict(), "distill": dataclasses.asdict(settings)}
+    described = {
+        **config.to_dict(),
+        "distill": dataclasses.asdict(settings),
+        "before_distilling": training_effort(options.student),
+    }
     write_atomically(options.out / "config.json", json.dumps(described, indent=1).encode("utf-8"))
     run = Distillation(
         settings, load_model(options.teacher), load_model(options.student), options.out, device=options.device

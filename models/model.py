@@ -1,11 +1,9 @@
 """The Llama layout in plain torch, with the parameter names of the exported files.
 
-Training only: it has no KV cache. `sample` exists for looking at checkpoints and for the card's transcripts.
+Training only: it has no KV cache. `models/sampling.py` adds one, to make many replies at once.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -131,32 +129,3 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embed_tokens.weight)
-
-
-@torch.no_grad()
-def sample(
-    model: Llama,
-    prompt: Sequence[int],
-    *,
-    stop: set[int],
-    limit: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-) -> list[int]:
-    """Generated ids, the stopping token left out; temperature 0 takes the best one."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = list(prompt)
-    device = model.embed_tokens.weight.device
-    while len(ids) < min(len(prompt) + limit, model.shape.positions):
-        logits = model.logits(model(torch.tensor([ids], device=device))[0, -1]).float().cpu()
-        if temperature <= 0:
-            chosen = int(logits.argmax())
-        else:
-            probabilities, order = torch.softmax(logits / temperature, dim=-1).sort(descending=True)
-            probabilities[probabilities.cumsum(0) - probabilities >= top_p] = 0
-            chosen = int(order[torch.multinomial(probabilities, 1, generator=generator)])
-        if chosen in stop:
-            break
-        ids.append(chosen)
-    return ids[len(prompt) :]

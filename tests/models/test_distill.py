@@ -59,7 +59,7 @@ def distilled(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def agreement(family: Family, run: Path) -> float:
     """How often a run's first choice is the teacher's, on what the assistant says in the held-out part."""
-    from models.distill import load_model
+    from models.export import load_model
     from models.pack import open_packed
 
     teacher, student = load_model(family.base), load_model(run)
@@ -85,7 +85,7 @@ def test_the_students_first_choice_becomes_the_teachers(family: Family, distille
 def test_samples_are_prompts_of_the_training_part_with_the_teachers_own_replies(
     family: Family, distilled: Path
 ) -> None:
-    from models.distill import load_model
+    from models.export import load_model
     from models.replies import EARLIER_TURN, REPLY, read_samples
     from models.sampling import Prompt, generate
 
@@ -140,7 +140,8 @@ def test_another_tokenizer_is_refused(family: Family, tmp_path: Path) -> None:
 
 
 def test_padding_is_not_counted(family: Family) -> None:
-    from models.distill import Distillation, DistillSettings, load_model
+    from models.distill import Distillation, DistillSettings
+    from models.export import load_model
     from models.replies import REPLY, Sample
 
     run = Distillation(DistillSettings(), load_model(family.base), load_model(family.draft), family.base, device="cpu")
