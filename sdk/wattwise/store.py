@@ -1,4 +1,4 @@
-"""From what a person calls a model to a path: "builtin", or the path itself."""
+"""From what a person calls a model to a path: "builtin", "builtin-draft", or the path itself."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from wattwise_devices.errors import LoadError
 
 def resolve_model(model: str | Path) -> Path:
     """The file or folder of a model; raises LoadError, saying what was looked for."""
-    if str(model) == "builtin":
-        from wattwise.builtin import builtin_model_path
+    if str(model) in ("builtin", "builtin-draft"):
+        from wattwise.builtin import builtin_model_path, draft_path
 
-        return builtin_model_path()
+        return builtin_model_path() if str(model) == "builtin" else draft_path()
     path = Path(model).expanduser()
     if not path.exists():
         raise LoadError(f"there is no model {str(model)!r}: give a .gguf file, an ONNX folder, or 'builtin'")
