@@ -22,7 +22,7 @@ from wattwise_devices.meters.contract import MachineState, Reading
 
 AVERAGE_S = 6.0
 DOWN, UP = 0.985, 1.02  # relative changes of effort below and above which a move is worth it
-GAIN = 1.04  # tokens that another setting must bring at equal effort
+EARLY_GAIN, LATE_GAIN = 1.03, 1.08  # how much better another setting must be while settling in, and later
 FULL_PACE = 0.985  # from here on sleeping is not worth it
 STEP_DOWN_EVERY_S, STEP_UP_EVERY_S = 2.0, 60.0  # cores taken while the voltage is low, given back once it holds
 
@@ -241,9 +241,8 @@ class Governor:
     def _apply(self, phase: Phase, effort: float, bound: Bound, direction: str, *, urgent: bool) -> list[Move]:
         """Spend an effort: choose setting and pace, unless it is too soon, and say what was changed."""
         current = self._settings[phase]
-        setting = best_setting(self._space(phase), effort, self._speeds[phase], self._watts, current, GAIN)
-        if setting not in self._space(phase):
-            setting = self._space(phase)[0]
+        gain = EARLY_GAIN if self._intervals.settling(self._now_s) else LATE_GAIN
+        setting = best_setting(self._space(phase), effort, self._speeds[phase], self._watts, current, gain)
         if direction == "tuned" and (setting == current or not self._speeds[phase].tried(current)):
             return []
         pace = min(1.0, max(self.space.min_pace, effort / self._watts.active(setting)))

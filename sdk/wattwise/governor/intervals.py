@@ -7,7 +7,7 @@ from collections import deque
 QUICK_S = 1.2  # between moves while settling in, or when it is urgent
 CALM_S = 5.0
 MOVES, WINDOW_S = 2, 10.0
-SETTLING_S = 12.0  # after a start, another limit or another sensor
+SETTLING_S = 15.0  # after a start, another limit or another sensor
 
 
 class Intervals:
@@ -21,6 +21,10 @@ class Intervals:
         """Something is new: learn quickly for a while."""
         self._settling_until_s = now_s + SETTLING_S
 
+    def settling(self, now_s: float) -> bool:
+        """Whether it is still new."""
+        return now_s < self._settling_until_s
+
     def moved(self, now_s: float, count: int) -> None:
         """So many controls were moved now."""
         self._moves.extend([now_s] * count)
@@ -30,6 +34,6 @@ class Intervals:
         while self._moves and self._moves[0] <= now_s - WINDOW_S:
             self._moves.popleft()
         since = now_s - self._moves[-1] if self._moves else float("inf")
-        if urgent or now_s < self._settling_until_s:
+        if urgent or self.settling(now_s):
             return since >= QUICK_S
         return since >= CALM_S and len(self._moves) + count <= MOVES

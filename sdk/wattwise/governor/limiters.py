@@ -42,7 +42,7 @@ def power_bound(cap_w: float, average_w: float, idle_w: float, applied: float) -
     effort = applied if inside else max(0.0, POWER_AIM * cap_w - idle_w)
     return Bound(
         limit="power", effort=effort, measured=average_w, allowed=cap_w, unit="W",
-        urgent=average_w > 1.04 * cap_w or average_w < 0.92 * cap_w,
+        urgent=average_w > 1.08 * cap_w or average_w < 0.85 * cap_w,
     )  # fmt: skip
 
 

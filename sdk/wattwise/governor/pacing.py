@@ -1,7 +1,8 @@
 """Sleeping between steps so that computing takes the share of time that the pace says.
 
 Time that the reader of a stream takes counts as rest. Sleeps are short, so that another pace, a cancellation or a
-stop is noticed at once; rests below a few milliseconds are saved up, since waking costs more than they are worth.
+stop is noticed at once. Rests are saved up until they are worth it: engines' threads spin on for about a millisecond
+after each step that is followed by a rest, and a processor sleeps deeper in longer pauses.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-LEAST_REST_S = 0.005
+LEAST_REST_S = 0.05
 SLICE_S = 0.2
 CREDIT_S = 0.25  # rest taken in advance that counts later
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from support.simulated_machine.physics import MachineSpec, Phase, load
 from support.simulated_machine.sensors import Sensors
+from wattwise.governor.pacing import LEAST_REST_S
 from wattwise_devices.system import System
 
 STEP_S = 0.05
+REST_S = LEAST_REST_S  # how long the program's rests are
 _THROTTLE_EVERY_S, _THROTTLE_STEP, _RELEASE_BELOW_K = 0.5, 0.08, 3.0  # firmware: lowers the clock in steps
 THROTTLED_NOW, CAPPED_NOW, UNDER_VOLTAGE_NOW = 1 << 2, 1 << 1, 1 << 0  # bits of vcgencmd get_throttled
 
@@ -73,8 +75,8 @@ class SimulatedMachine:
         spec, watts = self.spec, self.spec.idle_w
         if doing.threads:
             now = load(spec, doing.threads, doing.phase, self._clock, self.celsius)
-            lingering = spec.linger_s / now.seconds_per_token
-            watts += now.active_w * min(1.0, doing.pace * (1 + lingering))
+            rests_per_s = min(doing.pace / now.seconds_per_token, (1 - doing.pace) / REST_S)
+            watts += now.active_w * min(1.0, doing.pace + rests_per_s * spec.linger_s)
             self.tokens += doing.pace * STEP_S / now.seconds_per_token
             self.busy_s += doing.pace * STEP_S
         self.now_s += STEP_S
