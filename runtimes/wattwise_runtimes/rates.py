@@ -33,7 +33,8 @@ _TILED_FROM = {"llamacpp": 64}  # tokens in a pass from which attention is compu
 _OWN_SHARE = {"llamacpp": 0.5}  # of the pairs inside a batch, that tiles skip the half that is masked; others: 1
 _BATCH_FOOTPRINT = 12 << 20
 _NARROW_LAYERS = (2, 16)
-_DEEP = 768  # rows before the measurement of attention
+_DEEP, _SHALLOW = 768, 4  # rows before single tokens are timed
+_WARM_UPS = 3
 _SAMPLE_S, _MOST_SAMPLES, _LEAST_SAMPLES = 0.08, 60, 7
 _LEAST_S = 1e-9
 
@@ -56,7 +57,7 @@ class EngineRates:
     attend_s, attend_batch_s: seconds of attention per operation (4 x query width x pairs of a token and a row), one
     token at a time and in tiles of many; tiled_from: tokens in a pass from which it is the latter; own_share: of the
     pairs inside a batch, how many are computed. spread: half the width between the quartiles over the median, of the
-    model where it is widest. speed: of the machine while this was measured.
+    wide model where it is widest. speed: of the machine while this was measured.
     """
 
     engine: str
@@ -184,7 +185,7 @@ def measure_all(
                     attend_batch_s=made.attend_batch_s,
                     tiled_from=made.tiled_from,
                     own_share=made.own_share,
-                    spread=max(t.spread for t in timed),
+                    spread=max(t.spread for t in timed[2:]),
                     speed=speed,
                 )
             )
@@ -214,9 +215,13 @@ _TABLES = ("token_embd", "position_embd")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Timed:
-    """Seconds measured on one model: by batch size, deep in the text, and a second wide batch after the first."""
+    """Seconds measured on one model: by batch size, deep in the text, and a second wide batch after the first.
+
+    depth: rows held, on average, when single tokens were timed.
+    """
 
     spec: ModelSpec
+    depth: float
     by_batch: dict[int, float]
     deep_s: float | None
     second_s: float | None
@@ -242,6 +247,7 @@ class _Timed:
         first, _, third = statistics.quantiles(samples, n=4)
         return cls(
             spec=spec,
+            depth=_SHALLOW + _WARM_UPS + len(samples) / 2,
             by_batch=by_batch,
             deep_s=deep_s,
             second_s=second_s,
@@ -261,8 +267,8 @@ def _loaded(backend: Backend, artifact: Any, load: LoadSpec) -> Iterator[Engine]
 def _decode_samples(engine: Engine, depth: int) -> list[float]:
     """Seconds of single tokens after `depth` others."""
     engine.kv.clear()
-    engine.forward(Batch(_ids(max(4, depth)), logits="none"))
-    for _ in range(3):
+    engine.forward(Batch(_ids(max(_SHALLOW, depth)), logits="none"))
+    for _ in range(_WARM_UPS):
         engine.forward(Batch([5]))
     samples: list[float] = []
     while len(samples) < _LEAST_SAMPLES or (sum(samples) < _SAMPLE_S and len(samples) < _MOST_SAMPLES):
@@ -330,21 +336,21 @@ class _Solve:
         """From the same model at two depths: nothing else differs."""
         tall = self._tall
         assert tall.deep_s is not None and tall.second_s is not None
-        deeper = attention_work(tall.spec, 1, _DEEP, 1) - attention_work(tall.spec, 1, 4, 1)
+        deeper = attention_work(tall.spec, 1, _DEEP, 1) - attention_work(tall.spec, 1, _SHALLOW, 1)
         many = attention_work(tall.spec, 512, 512, 1) - attention_work(tall.spec, 512, 0, 1)
         one_s = max(_LEAST_S, tall.deep_s - tall.by_batch[1]) / deeper
         return one_s, max(_LEAST_S, tall.second_s - tall.by_batch[512]) / many
 
-    def _attention_s(self, spec: ModelSpec, n: int) -> float:
-        """Of a pass over n tokens as it was timed; single tokens came after some 30 others."""
+    def _attention_s(self, timed: _Timed, n: int) -> float:
+        """Of a pass over n tokens as it was timed: batches went into an empty cache."""
         seconds = self.attend_batch_s if n >= self.tiled_from else self.attend_s
-        return seconds * attention_work(spec, n, 30 if n == 1 else 0, self.own_share)
+        return seconds * attention_work(timed.spec, n, timed.depth if n == 1 else 0, self.own_share)
 
     def _layer(self, n: int) -> tuple[float, float]:
         """(fixed seconds, seconds per layer) of a pass over n tokens."""
 
         def bare(timed: _Timed) -> float:
-            spent = self._attention_s(timed.spec, n) + matrix_weights(timed.spec) * self._weight_s[n]
+            spent = self._attention_s(timed, n) + matrix_weights(timed.spec) * self._weight_s[n]
             return max(_LEAST_S, timed.by_batch[n] - spent)
 
         thin, tall = bare(self._thin), bare(self._tall)
@@ -353,5 +359,5 @@ class _Solve:
 
     def _per_weight(self, timed: _Timed, n: int) -> float:
         fixed_s, layer_s = self._layers[n]
-        left = timed.by_batch[n] - fixed_s - layer_s * timed.spec.layers - self._attention_s(timed.spec, n)
+        left = timed.by_batch[n] - fixed_s - layer_s * timed.spec.layers - self._attention_s(timed, n)
         return max(left, 0.1 * timed.by_batch[n]) / matrix_weights(timed.spec)
