@@ -92,7 +92,7 @@ def test_the_parts_of_a_known_engine_are_found_again(measured: EngineRates) -> N
     assert measured.attend_batch_s == pytest.approx(ATTEND_TILED_S, rel=0.02)
     assert measured.by_batch[512] == pytest.approx(512 * TOKEN_WEIGHT_S, rel=0.03)
     assert measured.flops_per_s == pytest.approx(2 / TOKEN_WEIGHT_S, rel=0.03)
-    assert measured.spread < 0.02
+    assert measured.spread < 0.05  # attention grows from token to token
 
 
 def test_rates_survive_json_and_nothing_else_does(measured: EngineRates) -> None:
