@@ -50,7 +50,7 @@ class DistillSettings:
     prompt_tokens: int = 400
     reply_tokens: int = 128
     temperature: float = 0.7
-    batch_rows: int = 32
+    batch_rows: int = 128
     shard_prompts: int = 256
     answering_share: float = 0.4
     tokens: int = 12_000_000
