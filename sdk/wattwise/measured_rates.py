@@ -29,7 +29,7 @@ from wattwise_devices.machine import Machine
 from wattwise_runtimes.formats.atomic import write_file_atomically
 from wattwise_runtimes.rates import FOOTPRINTS, EngineRates
 
-_METHOD = 2  # of measuring; raise it when what is stored means something else
+_METHOD = 3  # of measuring; raise it when what is stored means something else
 _TIMEOUT_S = 180
 _CHILD_BYTES = 170 << 20  # of a measuring process without its model
 _SHAKY_SPREAD, _SHAKY_FOR_S = 0.5, 600.0
