@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from wattwise_devices.meters.contract import Meter
 from wattwise_devices.meters.counter import CounterMeter
-from wattwise_devices.meters.power_supply import Supply, batteries, external_online
+from wattwise_devices.meters.power_supply import Supplies, Supply
 from wattwise_devices.meters.samples import SampleMeter
 from wattwise_devices.meters.source import Opened
 from wattwise_devices.profile import Profile
@@ -24,23 +24,22 @@ _FIRST_STEP_J = 36.0  # ten milliwatt-hours, the usual step; replaced by smaller
 
 def open_battery(system: System, profile: Profile | None = None) -> Opened:
     """One meter "battery" for all batteries, opened on external power too: the plug may be pulled."""
-    own = batteries(system)
+    supplies = Supplies(system)
+    own = supplies.batteries()
     if not own:
         return Opened(reasons=(_why_none(system),))
     meter: Meter
-    if all(supply.watts() is None and supply.stored_j() is not None for supply in own) and not any(
-        supply.text("power_now") or supply.text("current_now") for supply in own
-    ):
-        drain = _Drain(system, own)
+    if any(_tells_power(supply) for supply in own) or any(supply.stored_j() is None for supply in own):
+        meter = SampleMeter(
+            "battery", "battery", system, lambda: _watts(supplies), rate_hz=_RATE_HZ, standstill_s=_STANDSTILL_S
+        )
+    else:
+        drain = _Drain(supplies)
         meter = CounterMeter(
             "battery", "battery", system, drain.drained_j, resolution_j=drain.step, rate_hz=1 / _WINDOW_S,
             window_s=_WINDOW_S, standstill_s=_STANDSTILL_S,
         )  # fmt: skip
-    else:
-        meter = SampleMeter(
-            "battery", "battery", system, lambda: _watts(system, own), rate_hz=_RATE_HZ, standstill_s=_STANDSTILL_S
-        )
-    note = () if _feeds(system, own) else ("on external power: the battery tells nothing about consumption now",)
+    note = () if _feeds(supplies) else ("on external power: the battery tells nothing about consumption now",)
     return Opened((meter,), note)
 
 
@@ -51,18 +50,24 @@ def _why_none(system: System) -> str:
     return "no battery in /sys/class/power_supply"
 
 
-def _feeds(system: System, own: list[Supply]) -> bool:
+def _tells_power(supply: Supply) -> bool:
+    """Whether its gauge has a value for power or current at all, be it 0 while the plug is in."""
+    return any(supply.text(file) for file in ("power_now", "current_now", "current_avg"))
+
+
+def _feeds(supplies: Supplies) -> bool:
     """Whether the batteries are the only source of power now."""
-    if external_online(system):
+    if supplies.external_online():
         return False
-    statuses = [supply.status for supply in own]
-    return "discharging" in statuses or (all(s in ("", "unknown") for s in statuses) and bool(statuses))
+    statuses = [supply.status for supply in supplies.batteries()]
+    return "discharging" in statuses or (bool(statuses) and all(status in ("", "unknown") for status in statuses))
 
 
-def _watts(system: System, own: list[Supply]) -> float | None:
+def _watts(supplies: Supplies) -> float | None:
     """Sum over those that discharge; None if one of them does not say, for a part is not the total."""
-    if not _feeds(system, own):
+    if not _feeds(supplies):
         return None
+    own = supplies.batteries()
     active = [supply for supply in own if supply.status == "discharging"] or own
     watts = [supply.watts() for supply in active]
     known = [value for value in watts if value is not None]
@@ -72,9 +77,9 @@ def _watts(system: System, own: list[Supply]) -> float | None:
 class _Drain:
     """Energy taken since the meter was opened, by the difference of what is stored."""
 
-    def __init__(self, system: System, own: list[Supply]) -> None:
-        self._system, self._own = system, own
-        self._full_j = _sum_j(own) or 0.0
+    def __init__(self, supplies: Supplies) -> None:
+        self._supplies = supplies
+        self._full_j = _sum_j(supplies.batteries()) or 0.0
         self._last_j: float | None = None
         self._step_j = _FIRST_STEP_J
 
@@ -84,11 +89,10 @@ class _Drain:
 
     def drained_j(self) -> float | None:
         """Never below 0: a battery that was charged in between starts anew."""
-        stored_j = _sum_j(self._own) if _feeds(self._system, self._own) else None
+        stored_j = _sum_j(self._supplies.batteries()) if _feeds(self._supplies) else None
         if stored_j is None:
             return None
-        if stored_j > self._full_j:
-            self._full_j = stored_j
+        self._full_j = max(self._full_j, stored_j)
         if self._last_j is not None and 0.01 < abs(stored_j - self._last_j) < self._step_j:
             self._step_j = abs(stored_j - self._last_j)
         self._last_j = stored_j

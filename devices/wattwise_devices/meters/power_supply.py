@@ -13,6 +13,7 @@ from wattwise_devices.meters.source import number
 from wattwise_devices.system import System
 
 _SUPPLIES = "/sys/class/power_supply"
+_LOOK_AGAIN_S = 10.0
 _MOST_WH = 1000.0  # of one battery
 _LEAST_W = 0.01  # less than any running device draws: a gauge that does not know, or counts in other units
 
@@ -71,41 +72,52 @@ class Supply:
         return percent if percent is not None and 0 <= percent <= 100 else None
 
 
-def batteries(system: System) -> list[Supply]:
-    """The machine's own batteries that are present."""
-    return [
-        supply
-        for supply in _own_supplies(system)
-        if (supply.text("type") or "").lower() == "battery" and supply.text("present") != "0"
-    ]
+class Supplies:
+    """The machine's own supplies, listed anew every ten seconds: plugs and packs come and go."""
 
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self._looked_s = float("-inf")
+        self._batteries: list[Supply] = []
+        self._external: list[Supply] = []
 
-def external_online(system: System) -> bool | None:
-    """Whether mains, USB or the like feed the machine; None if nothing says."""
-    states = [
-        supply.text("online")
-        for supply in _own_supplies(system)
-        if (supply.text("type") or "").lower() not in ("battery", "ups", "")
-    ]
-    if any(state not in (None, "", "0") and number(state) is not None for state in states):
-        return True
-    return False if any(state == "0" for state in states) else None
+    def batteries(self) -> list[Supply]:
+        """Those that are present."""
+        self._look()
+        return self._batteries
 
+    def external_online(self) -> bool | None:
+        """Whether mains, USB or the like feed the machine; None if nothing says."""
+        self._look()
+        states = [supply.text("online") for supply in self._external]
+        if any(state in ("1", "2") for state in states):  # 2: a fixed one of several voltages
+            return True
+        return False if "0" in states else None
 
-def on_battery(system: System, own: list[Supply] | None = None) -> bool | None:
-    """Whether the machine runs from its batteries now; None if that cannot be told."""
-    own = batteries(system) if own is None else own
-    online = external_online(system)
-    if online is True:
-        return False
-    statuses = {supply.status for supply in own}
-    if "discharging" in statuses:
-        return True
-    if online is False:
-        return True if own else None
-    return False if statuses & {"charging", "full", "not charging"} else None
+    def on_battery(self) -> bool | None:
+        """Whether the machine runs from its batteries now; None if that cannot be told."""
+        online = self.external_online()
+        if online is True:
+            return False
+        statuses = {supply.status for supply in self.batteries()}
+        if "discharging" in statuses:
+            return True
+        if online is False:
+            return True if self.batteries() else None
+        return False if statuses & {"charging", "full", "not charging"} else None
 
-
-def _own_supplies(system: System) -> list[Supply]:
-    supplies = [Supply(system, path.parent.name) for path in system.glob(f"{_SUPPLIES}/*/type")]
-    return [supply for supply in supplies if (supply.text("scope") or "").lower() != "device"]
+    def _look(self) -> None:
+        now_s = self._system.clock_s()
+        if now_s - self._looked_s < _LOOK_AGAIN_S:
+            return
+        self._looked_s = now_s
+        self._batteries, self._external = [], []
+        for path in self._system.glob(f"{_SUPPLIES}/*/type"):
+            supply = Supply(self._system, path.parent.name)
+            kind = (supply.text("type") or "").lower()
+            if not kind or kind == "ups" or (supply.text("scope") or "").lower() == "device":
+                continue
+            if kind != "battery":
+                self._external.append(supply)
+            elif supply.text("present") != "0":
+                self._batteries.append(supply)

@@ -1,9 +1,9 @@
 """Temperature, throttling, clocks and where the power comes from: `StateReader(system).read()` gives a MachineState.
 
-Files are read at every call, commands at most once a second. Which sensors exist is looked up again every ten
-seconds, so that one that disappears is None and one that appears is found. Formats: Documentation/driver-api/thermal,
-Documentation/hwmon/sysfs-interface.rst, Documentation/ABI/testing/sysfs-devices-system-cpu, and Raspberry Pi's
-documentation of `vcgencmd get_throttled`.
+Most files are read at every call, commands and the processor's counts of throttling at most once a second. Which
+sensors exist is looked up again every ten seconds, so that one that disappears is None and one that appears is found.
+Formats: Documentation/driver-api/thermal, Documentation/hwmon/sysfs-interface.rst, Documentation/ABI/testing/
+sysfs-devices-system-cpu, and Raspberry Pi's documentation of `vcgencmd get_throttled`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wattwise_devices.meters.chips import chips
 from wattwise_devices.meters.contract import MachineState
-from wattwise_devices.meters.power_supply import Supply, batteries, on_battery
+from wattwise_devices.meters.power_supply import Supplies, Supply
 from wattwise_devices.meters.source import number
 from wattwise_devices.system import System
 
@@ -43,7 +43,6 @@ class _Found:
 
     chip_temperatures: list[Path] = field(default_factory=list)
     other_temperatures: list[Path] = field(default_factory=list)
-    batteries: list[Supply] = field(default_factory=list)
     clocks: list[Path] = field(default_factory=list)
     highest_clocks: list[Path] = field(default_factory=list)
     throttle_counts: list[Path] = field(default_factory=list)
@@ -58,7 +57,9 @@ class StateReader:
         self._system = system
         self._lock = threading.Lock()
         self._found, self._looked_s = _look(system), system.clock_s()
+        self._supplies = Supplies(system)
         self._counts: dict[Path, int] = {}
+        self._counted_s = float("-inf")
         self._thermal_until_s = float("-inf")
         self._has_firmware: bool | None = None
         self._bits: int | None = None
@@ -75,8 +76,8 @@ class StateReader:
             return MachineState(
                 time_s=now_s,
                 temperature_c=self._hottest(found.chip_temperatures) or self._hottest(found.other_temperatures),
-                battery_percent=_percent(found.batteries),
-                on_battery=on_battery(self._system, found.batteries),
+                battery_percent=_percent(self._supplies.batteries()),
+                on_battery=self._supplies.on_battery(),
                 cpu_mhz=self._highest_mhz(found.clocks),
                 cpu_max_mhz=self._highest_mhz(found.highest_clocks),
                 throttled=now,
@@ -106,6 +107,10 @@ class StateReader:
         return frozenset(reasons), before
 
     def _counts_rose(self, now_s: float) -> bool:
+        """There are two files for each CPU, so they are read no more often than commands are started."""
+        if now_s - self._counted_s < _COMMAND_EVERY_S:
+            return now_s < self._thermal_until_s
+        self._counted_s = now_s
         for path in self._found.throttle_counts:
             count = self._system.read_int(path)
             if count is None:
@@ -159,7 +164,6 @@ def _look(system: System) -> _Found:
     for path in system.glob("/sys/class/thermal/cooling_device*/type"):
         if (system.read_text(path) or "").lower().startswith(_COOLERS):
             found.coolers.append(path.parent / "cur_state")
-    found.batteries = batteries(system)
     cpu = "/sys/devices/system/cpu"
     found.clocks = system.glob(f"{cpu}/cpufreq/policy*/scaling_cur_freq")
     found.highest_clocks = system.glob(f"{cpu}/cpufreq/policy*/scaling_max_freq")

@@ -201,6 +201,20 @@ def test_a_boundary_without_a_reading_is_split_and_says_how_unsure_it_is() -> No
     covers(integrator.total(), 110.0, most=0.001)
 
 
+def test_a_boundary_between_samples_divides_the_trapezoid_where_it_lies() -> None:
+    """On a straight line the parts are exact wherever the boundary lies: here at 30 % of a long step."""
+    meter = FormulaMeter(watts=ramp, silent=[(4.05, 4.95)])
+    integrator = EnergyIntegrator(meter, clock_s=meter.clock_s)
+    integrator.mark("prefill")
+    run(integrator, meter, 4.3, 10.0)
+    integrator.mark("decode")
+    run(integrator, meter, 5.7, 10.0)
+    integrator.stop()
+    phases = integrator.phases()
+    assert phases["prefill"].gross_j == pytest.approx(ramp_joules(4.3))
+    assert phases["decode"].gross_j == pytest.approx(ramp_joules(10.0) - ramp_joules(4.3))
+
+
 def test_nothing_measured_is_none_and_not_zero() -> None:
     meter = FormulaMeter(watts=lambda t: 5.0, silent=[(0.0, 99.0)])
     integrator = integrate(meter, 5.0, 10.0)

@@ -98,7 +98,8 @@ def test_psys_that_counts_less_than_the_package_is_not_believed(tmp_path: Path) 
         machine.put("/sys/class/powercap/intel-rapl:0/energy_uj", 81_523_443_202 + second * 15_000_000)
         machine.put("/sys/class/powercap/intel-rapl:1/energy_uj", 120_000_000_000 + second * 2_000_000)
         reading, inner = psys.read(), package.read()
-    assert reading is not None and reading.stale and inner is not None and not inner.stale
+    assert reading is not None and reading.stale and reading.power_w is None
+    assert inner is not None and not inner.stale and inner.power_w == pytest.approx(15.0)
 
 
 def test_registers_in_memory_are_used_where_the_others_are_missing(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_throttle_counters_that_rise_mean_throttling_for_a_while(tmp_path: Path)
     machine.now_s += 0.3
     assert reader.read().throttled == frozenset(), "counts from before the start say nothing about now"
     machine.put("/sys/devices/system/cpu/cpu2/thermal_throttle/core_throttle_count", 4)
-    machine.now_s += 0.3
+    machine.now_s += 1.0
     assert reader.read().throttled == {"thermal"}
     machine.now_s += 1.0
     assert reader.read().throttled == {"thermal"}
