@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -29,6 +30,7 @@ from wattwise_devices.machine import Machine
 from wattwise_runtimes.formats.atomic import write_file_atomically
 from wattwise_runtimes.rates import FOOTPRINTS, EngineRates
 
+_log = logging.getLogger("wattwise")
 _METHOD = 3  # of measuring; raise it when what is stored means something else
 _TIMEOUT_S = 180
 _CHILD_BYTES = 170 << 20  # of a measuring process without its model
@@ -100,6 +102,7 @@ class RateStore:
             "threads": threads,
             "most_bytes": most if room is None else min(most, max(FOOTPRINTS[0], room // 3)),
         }
+        _log.info("measuring how fast this machine runs %s on %s, once (some seconds)", " and ".join(types), engine)
         try:
             answer = (self.measure or _in_child)(request)
             made = [EngineRates.from_json(data) for data in answer["rates"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from typing import Any
 
@@ -81,6 +82,7 @@ def show_progress(label: str) -> Any:
     """A callback for 0..1 that keeps one line on a terminal, and stays silent elsewhere."""
     if not sys.stderr.isatty():
         return None
+    _show_notices()
 
     def show(fraction: float) -> bool:
         end = "\r" if fraction < 1 else "\r\x1b[K"
@@ -88,6 +90,14 @@ def show_progress(label: str) -> Any:
         return True
 
     return show
+
+
+def _show_notices() -> None:
+    """What the library has to say while one waits, such as that it measures."""
+    log = logging.getLogger("wattwise")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
 
 
 def print_json(value: Any) -> None:
