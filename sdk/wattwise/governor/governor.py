@@ -9,6 +9,7 @@ everything is handed back the same way. `update` reads no clock, no file and no 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from wattwise.events import BatteryFloor, ControlMoved, Event, LimitUnreachable, SensorBack, SensorLost
 from wattwise.governor.controls import Controls, ControlSpace, Limits, Move, Phase, Setting, Work
@@ -60,6 +61,8 @@ class Governor:
         self._unreachable: set[str] = set()
         self._most_threads: int | None = None  # under-voltage
         self._voltage_s = 0.0
+        self._held_blind: float | None = None
+        self._reader_is_slow = False
 
     @property
     def controls(self) -> Controls:
@@ -121,12 +124,13 @@ class Governor:
         events: list[Event] = []
         for sensor, lost in needed.items():
             if lost and sensor not in self._missing and self._at_s > 0:
-                words = f"no {sensor} reading any more; holding the last safe setting"
+                words = f"there is no {sensor} reading; the last safe setting is held"
                 events.append(SensorLost(words, at_s=self._at_s, sensor=sensor))
                 self._missing.add(sensor)
             elif not lost and sensor in self._missing:
                 events.append(SensorBack(f"{sensor} can be read again", at_s=self._at_s, sensor=sensor))
                 self._missing.discard(sensor)
+                self._held_blind = None
                 self._moved_s = self._now_s
         return events
 
@@ -183,18 +187,17 @@ class Governor:
         average = self._measure(phase)
         applied, full = self._applied(phase), self._full(phase)
         if self.limits.power_w is not None:
-            if average is None or "power" in self._missing:
-                held = average if average is not None else 0.0
-                bounds.append(
-                    Bound(limit="power", effort=applied, measured=held, allowed=self.limits.power_w, unit="W")
-                )
-            else:
-                bounds.append(power_bound(self.limits.power_w, average, self._watts.idle, applied))
+            bound = power_bound(self.limits.power_w, average or 0.0, applied)
+            unknown = average is None or "power" in self._missing or not self._watts.measured
+            if unknown or (self._reader_is_slow and bound.effort > applied):
+                bound = replace(bound, effort=applied, urgent=False)
+            bounds.append(bound)
         if self._thermal is not None:
             since = self._now_s - self._moved_s
-            heat = None if "temperature" in self._missing else self._thermal.bound(self._now_s, since, applied, full)
-            held = Bound(limit="temperature", effort=applied, measured=0.0, allowed=self._thermal.ceiling_c, unit="°C")
-            bounds.append(heat or held)
+            if "temperature" in self._missing:
+                bounds.append(self._blind(applied))
+            elif (heat := self._thermal.bound(self._now_s, since, applied, full)) is not None:
+                bounds.append(heat)
         if self.notices.floor is not None:
             floor = self.notices.floor
             bounds.append(
@@ -205,6 +208,16 @@ class Governor:
             )  # fmt: skip
         return bounds or [Bound(limit="power", effort=full, measured=0.0, allowed=0.0, unit="W")]
 
+    def _blind(self, applied: float) -> Bound:
+        """Without a thermometer: what was safe when it was lost, and never more."""
+        assert self._thermal is not None
+        if self._held_blind is None:
+            self._held_blind = self._thermal.blind(self._now_s, applied)
+        return Bound(
+            limit="temperature", effort=min(applied, self._held_blind), measured=self._thermal.last_c,
+            allowed=self._thermal.ceiling_c, unit="°C", urgent=True,
+        )  # fmt: skip
+
     def _measure(self, phase: Phase) -> float | None:
         """Mean watts since the last move, also learned from; None while it is too early to say."""
         average = self._power.average(self._moved_s, self._now_s, AVERAGE_S)
@@ -212,7 +225,8 @@ class Governor:
             return None
         duty = self._duty.share(self._moved_s + self._power.follow.settle_s, self._now_s, AVERAGE_S)
         duty = self._pace if duty is None else duty
-        if duty > 0.8 * self._pace:  # else the reader of the stream is what slows it
+        self._reader_is_slow = duty < 0.8 * self._pace  # then the cap is kept by somebody else
+        if not self._reader_is_slow:
             self._watts.add(self._settings[phase], duty, average)
         return average
 

@@ -84,6 +84,7 @@ class Watts:
         self.idle_w: float | None = None  # measured while nothing was computed
         self.measured = False
         self._rows: dict[tuple[Setting, int], tuple[float, float]] = {}  # (setting, coarse duty) -> duty, watts
+        self._latest: dict[Setting, tuple[float, float]] = {}
         self._fit = (0.0, _BASE_IN_THREADS, 1.0)
 
     @property
@@ -95,16 +96,16 @@ class Watts:
         """A settled average of this setting at this duty."""
         if duty < 0.01:
             return
-        self._rows[setting, round(10 * duty)] = (duty, watts)
+        self._rows[setting, round(10 * duty)] = self._latest[setting] = (duty, watts)
         self.measured = True
         self._fit = self._solve(watts, setting, duty)
 
     def active(self, setting: Setting) -> float:
         """Watts above idle at full duty."""
-        own = [(duty, (watts - self.idle) / duty) for (s, _), (duty, watts) in self._rows.items() if s == setting]
+        own = self._latest.get(setting)
         fitted = self._fit[1] + self._fit[2] * setting.threads
-        if own:
-            fitted = sum(duty * active for duty, active in own) / sum(duty for duty, _ in own)
+        if own is not None:
+            fitted = max((own[1] - self.idle) / own[0], 0.3 * fitted)  # the idle power may have been another's
         return max(fitted, 1e-3)
 
     def _solve(self, latest_w: float, setting: Setting, duty: float) -> tuple[float, float, float]:

@@ -18,6 +18,8 @@ URGENT_C = 0.2  # above the ceiling within moments: do not wait for a turn
 SLOW_WINDOW_S, SLOW_AHEAD_S = 12.0, 15.0
 FAST_WINDOW_S, FAST_AHEAD_S = 2.2, 2.5
 SLOPE_NOISE = 0.3  # degrees per second that a sensor with steps of one degree may show without any change
+SLOPE_STEADY = 0.03  # degrees per second: slower than that is as good as settled
+BLIND_WINDOW_S, BLIND_AHEAD_S = 10.0, 60.0
 FULL_RISE_C = 30.0  # assumption: a chip rises so far within seconds at full effort; corrected upwards when seen
 GENTLE_START = 0.7
 
@@ -34,12 +36,12 @@ class Bound:
     urgent: bool = False
 
 
-def power_bound(cap_w: float, average_w: float, idle_w: float, applied: float) -> Bound:
-    """From a settled average: hold inside the deadband, else aim just under the cap."""
+def power_bound(cap_w: float, average_w: float, applied: float) -> Bound:
+    """From a settled average: hold inside the deadband, else move by what is missing to just under the cap."""
     error = average_w - POWER_AIM * cap_w
     # Above the cap any excess counts; below it, half a deadband more must be free before something is handed back.
     inside = -1.25 * POWER_DEADBAND * cap_w < error < POWER_DEADBAND * cap_w
-    effort = applied if inside else max(0.0, POWER_AIM * cap_w - idle_w)
+    effort = applied if inside else max(0.0, applied - error)
     return Bound(
         limit="power", effort=effort, measured=average_w, allowed=cap_w, unit="W",
         urgent=average_w > 1.08 * cap_w or average_w < 0.85 * cap_w,
@@ -58,6 +60,19 @@ class Thermal:
     def target_c(self) -> float:
         """What is aimed at."""
         return self.ceiling_c - MARGIN_C
+
+    @property
+    def last_c(self) -> float:
+        """The last temperature that was read; 0 before the first."""
+        return self.track.last or 0.0
+
+    def blind(self, now_s: float, applied: float) -> float:
+        """Effort to hold without a sensor: less than now if the temperature was still rising when it was lost."""
+        line = self.track.line(BLIND_WINDOW_S, now_s)
+        if line is None or line[1] <= SLOPE_STEADY:
+            return applied
+        rise_c = line[1] * BLIND_AHEAD_S
+        return applied * min(1.0, max(0.2, (self.target_c - line[0]) / rise_c))
 
     def start(self, now_s: float, full: float) -> float:
         """Effort to begin with: how far the chip will jump is not known yet."""

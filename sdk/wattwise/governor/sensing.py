@@ -136,10 +136,15 @@ class TemperatureTrack:
         """Whether the sensor has been silent for too long, or there never was one."""
         return self._last_s is None or now_s - self._last_s > LOST_AFTER_S
 
+    @property
+    def last(self) -> float | None:
+        """The newest value."""
+        return self._points[-1][1] if self._points else None
+
     def line(self, window_s: float, now_s: float) -> tuple[float, float] | None:
         """Value now and slope per second of the least-squares line over the window; None without three points."""
         points = [p for p in self._points if p[0] >= now_s - window_s]
-        if len(points) < 3:
+        if len(points) < 3:  # too few for a slope
             return (points[-1][1], 0.0) if points else None
         times = np.array([p[0] - now_s for p in points])
         values = np.array([p[1] for p in points])

@@ -44,6 +44,7 @@ class SimulatedMachine:
 
     def __init__(self, spec: MachineSpec, folder: Path, *, seed: int = 0, warm: bool = True) -> None:
         self.spec, self.ambient_c, self.percent = spec, spec.ambient_c, 80.0 if spec.battery_wh else None
+        self.background_w = 0.0  # what other programs draw
         self.now_s = 1000.0
         self.tokens = self.joules = self.busy_s = 0.0
         self.history = History()
@@ -72,7 +73,7 @@ class SimulatedMachine:
         self.sensors.write()
 
     def _step(self, doing: Doing) -> None:
-        spec, watts = self.spec, self.spec.idle_w
+        spec, watts = self.spec, self.spec.idle_w + self.background_w
         if doing.threads:
             now = load(spec, doing.threads, doing.phase, self._clock, self.celsius)
             rests_per_s = min(doing.pace / now.seconds_per_token, (1 - doing.pace) / REST_S)
