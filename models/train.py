@@ -89,10 +89,13 @@ class Run:
         total = 0.0
         for inputs, targets in passes:
             with torch.autocast(self.device, torch.bfloat16):
-                hidden = self.forward(inputs.to(self.device))
+                hidden = self.forward(inputs.to(self.device)).flatten(0, 1)
+                flat = targets.to(self.device).flatten()
+                kept = flat != IGNORED
+                if stage.loss_on == "assistant":  # the head is a fifth of the work: only where it counts
+                    hidden, flat = hidden[kept], flat[kept]
                 logits = self.model.logits(hidden)
-            flat = targets.to(self.device).flatten()
-            loss = F.cross_entropy(logits.float().flatten(0, 1), flat, ignore_index=IGNORED, reduction="sum") / counted
+            loss = F.cross_entropy(logits.float(), flat, ignore_index=IGNORED, reduction="sum") / counted
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
