@@ -75,6 +75,15 @@ def covers_whole(meter: Meter) -> bool:
     return meter.scope in (*_WHOLE, "rail", "process")
 
 
+def best_meter(meters: Sequence[Meter]) -> Meter | None:
+    """The first whose total may stand for the whole and that answers now: a battery says nothing while charging."""
+    for meter in meters:
+        reading = meter.read() if covers_whole(meter) else None
+        if reading is not None and not reading.stale:
+            return meter
+    return None
+
+
 def _rank(meter: Meter) -> tuple[int, bool, int]:
     if meter.estimated:
         tier = 2

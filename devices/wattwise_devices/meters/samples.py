@@ -34,7 +34,7 @@ class SampleMeter:
         self._rate_hz, self._standstill_s, self._estimated = rate_hz, standstill_s, estimated
         self._lock = threading.Lock()
         self._last_w: float | None = None
-        self._moved_s = system.clock_s()
+        self._moved_s = self._looked_s = system.clock_s()
 
     @property
     def name(self) -> str:
@@ -64,8 +64,11 @@ class SampleMeter:
             if watts is None or not 0 < watts < _POSSIBLE_W:
                 self._last_w = None
                 return None
-            if watts != self._last_w:
+            # Nobody looked for a while: that the value is the same again does not mean that it stood still.
+            unwatched = self._standstill_s is not None and now_s - self._looked_s > self._standstill_s
+            if watts != self._last_w or unwatched:
                 self._last_w, self._moved_s = watts, now_s
+            self._looked_s = now_s
             stale = self._standstill_s is not None and now_s - self._moved_s > self._standstill_s
             return Reading(
                 source=self._name,

@@ -14,7 +14,7 @@ import pytest
 from support import recorded_trees as trees
 from support.meter_rows import PROFILE, fake_nvml, nvidia_desktop
 from wattwise_devices.errors import CorruptArtifact
-from wattwise_devices.meters import Meter, Reading, diagnose, open_meters
+from wattwise_devices.meters import Meter, Reading, best_meter, diagnose, open_meters
 from wattwise_devices.meters.nvidia import open_nvidia
 from wattwise_devices.meters.powermetrics import parse_watts
 from wattwise_devices.meters.registry import SOURCES, covers_whole
@@ -64,6 +64,30 @@ def test_every_source_says_what_it_has_or_why_not(build, tmp_path: Path) -> None
 def test_an_estimate_comes_after_everything_that_measures_the_whole(tmp_path: Path) -> None:
     names = [meter.name for meter in open_meters(trees.intel_laptop(tmp_path).system, PROFILE)]
     assert names == [*EXPECTED[trees.intel_laptop][:3], "model:test-board", *EXPECTED[trees.intel_laptop][3:]]
+
+
+def test_the_best_meter_is_one_that_answers(tmp_path: Path) -> None:
+    machine = trees.intel_laptop(tmp_path)
+    for zone in tmp_path.glob("sys/class/powercap/intel-rapl*"):
+        machine.deny(f"{zone.relative_to(tmp_path)}/energy_uj")
+    meters = open_meters(machine.system, PROFILE)
+    assert best_meter(meters) is meters[0] and meters[0].name == "battery"
+    machine.put("/sys/class/power_supply/AC/online", 1)
+    best = best_meter(meters)
+    assert best is not None and best.name == "model:test-board"
+    assert best_meter([]) is None
+
+
+def test_a_steady_value_that_nobody_watched_is_not_stale(tmp_path: Path) -> None:
+    machine = trees.raspberry_pi_5(tmp_path)
+    meter = open_meters(machine.system)[0]
+    for seconds in (0.0, 60.0, 4.0):
+        machine.now_s += seconds
+        reading = meter.read()
+        assert reading is not None and not reading.stale
+    machine.now_s += 2.0
+    reading = meter.read()
+    assert reading is not None and reading.stale
 
 
 def test_a_card_alone_does_not_stand_for_the_machine(tmp_path: Path) -> None:
