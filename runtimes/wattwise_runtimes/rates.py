@@ -12,7 +12,7 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,14 +236,15 @@ class _Timed:
         batches = BATCHES if is_batched else (1,)
         load = LoadSpec(context=spec.context, chunk=512, kv_type=kv_type, threads=threads, threads_batch=threads)
         with _loaded(backend, artifact, load) as engine:
-            samples = _decode_samples(engine, 0)
+            clock_s = _clock(threads)
+            samples = _decode_samples(engine, 0, clock_s)
             by_batch: dict[int, float] = {1: statistics.median(samples)}
             for n in batches[1:]:
-                by_batch[n] = statistics.median(_batch_samples(engine, n, 3 if n < 512 else 2))
+                by_batch[n] = statistics.median(_batch_samples(engine, n, 3 if n < 512 else 2, 0, clock_s))
             deep_s = second_s = None
             if spec.layers == max(_NARROW_LAYERS) and is_narrow:
-                deep_s = statistics.median(_decode_samples(engine, _DEEP))
-                second_s = statistics.median(_batch_samples(engine, 512, 2, depth=512))
+                deep_s = statistics.median(_decode_samples(engine, _DEEP, clock_s))
+                second_s = statistics.median(_batch_samples(engine, 512, 2, 512, clock_s))
         first, _, third = statistics.quantiles(samples, n=4)
         return cls(
             spec=spec,
@@ -264,7 +265,12 @@ def _loaded(backend: Backend, artifact: Any, load: LoadSpec) -> Iterator[Engine]
         engine.close()
 
 
-def _decode_samples(engine: Engine, depth: int) -> list[float]:
+def _clock(threads: int) -> Callable[[], float]:
+    """Seconds. One thread's work is timed by the processor's time, which other processes do not stretch."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def _decode_samples(engine: Engine, depth: int, clock_s: Callable[[], float]) -> list[float]:
     """Seconds of single tokens after `depth` others."""
     engine.kv.clear()
     engine.forward(Batch(_ids(max(_SHALLOW, depth)), logits="none"))
@@ -272,22 +278,22 @@ def _decode_samples(engine: Engine, depth: int) -> list[float]:
         engine.forward(Batch([5]))
     samples: list[float] = []
     while len(samples) < _LEAST_SAMPLES or (sum(samples) < _SAMPLE_S and len(samples) < _MOST_SAMPLES):
-        began = time.perf_counter()
+        began = clock_s()
         engine.forward(Batch([5]))
-        samples.append(time.perf_counter() - began)
+        samples.append(clock_s() - began)
     return samples
 
 
-def _batch_samples(engine: Engine, n: int, repeats: int, depth: int = 0) -> list[float]:
+def _batch_samples(engine: Engine, n: int, repeats: int, depth: int, clock_s: Callable[[], float]) -> list[float]:
     """Seconds of batches of n tokens after `depth` others, each into an empty cache, after one that is not counted."""
     samples: list[float] = []
     for _ in range(repeats + 1):
         engine.kv.clear()
         if depth:
             engine.forward(Batch(_ids(depth), logits="none"))
-        began = time.perf_counter()
+        began = clock_s()
         engine.forward(Batch(_ids(n)))
-        samples.append(time.perf_counter() - began)
+        samples.append(clock_s() - began)
     return samples[1:]
 
 

@@ -31,10 +31,10 @@ from wattwise_runtimes.formats.atomic import write_file_atomically
 from wattwise_runtimes.rates import FOOTPRINTS, EngineRates
 
 _log = logging.getLogger("wattwise")
-_METHOD = 3  # of measuring; raise it when what is stored means something else
+_METHOD = 4  # of measuring; raise it when what is stored means something else
 _TIMEOUT_S = 180
 _CHILD_BYTES = 170 << 20  # of a measuring process without its model
-_SHAKY_SPREAD, _SHAKY_FOR_S = 0.5, 600.0
+_SHAKY_SPREAD, _SHAKY_SHARE, _SHAKY_FOR_S = 0.5, 0.7, 600.0
 _HOST = "host"
 
 Request = dict[str, Any]  # engine, types, kv_type, threads, most_bytes
@@ -112,7 +112,8 @@ class RateStore:
             return entries
         entries = _read(self.file)  # somebody else may have written meanwhile
         for rates in made:
-            is_shaky = rates.spread > _SHAKY_SPREAD
+            share = rates.speed.cache_mean_gb_s / rates.speed.cache_best_gb_s  # of the cores, that was ours
+            is_shaky = rates.spread > _SHAKY_SPREAD or (rates.threads > 1 and share < _SHAKY_SHARE)
             key = self._key(rates.engine, rates.weight_type, rates.kv_type, rates.threads)
             until = self.now_s() + _SHAKY_FOR_S if is_shaky else None
             entries[key] = {"rates": rates.to_json(), "until": until, "tried_bytes": request["most_bytes"]}
