@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.simulated_machine.physics import MachineSpec, Phase, load
+from support.simulated_machine.physics import Load, MachineSpec, Phase, load
 from support.simulated_machine.sensors import Sensors
 from wattwise.governor.pacing import LEAST_REST_S
 from wattwise_devices.system import System
 
-STEP_S = 0.05
+STEP_S = 0.1
 REST_S = LEAST_REST_S  # how long the program's rests are
 _THROTTLE_EVERY_S, _THROTTLE_STEP, _RELEASE_BELOW_K = 0.5, 0.08, 3.0  # firmware: lowers the clock in steps
 THROTTLED_NOW, CAPPED_NOW, UNDER_VOLTAGE_NOW = 1 << 2, 1 << 1, 1 << 0  # bits of vcgencmd get_throttled
@@ -48,6 +48,8 @@ class SimulatedMachine:
         self.now_s = 1000.0
         self.tokens = self.joules = self.busy_s = 0.0
         self.history = History()
+        self._loads: dict[tuple[int, Phase, float, int], Load] = {}
+        self._decays = [1 - math.exp(-STEP_S / stage.tau_s) for stage in spec.stages]
         self.sensors = Sensors(spec.sensors, folder, seed)
         idle_heat = spec.idle_w - spec.elsewhere_w
         self._rise = [stage.k_per_w * idle_heat if warm else 0.0 for stage in spec.stages]
@@ -75,7 +77,7 @@ class SimulatedMachine:
     def _step(self, doing: Doing) -> None:
         spec, watts = self.spec, self.spec.idle_w + self.background_w
         if doing.threads:
-            now = load(spec, doing.threads, doing.phase, self._clock, self.celsius)
+            now = self._load(doing)
             rests_per_s = min(doing.pace / now.seconds_per_token, (1 - doing.pace) / REST_S)
             watts += now.active_w * min(1.0, doing.pace + rests_per_s * spec.linger_s)
             self.tokens += doing.pace * STEP_S / now.seconds_per_token
@@ -84,11 +86,10 @@ class SimulatedMachine:
         self.joules += watts * STEP_S
         heat = watts - spec.elsewhere_w
         self._rise = [
-            rise + (stage.k_per_w * heat - rise) * (1 - math.exp(-STEP_S / stage.tau_s))
-            for rise, stage in zip(self._rise, spec.stages, strict=True)
+            rise + (stage.k_per_w * heat - rise) * decay
+            for rise, stage, decay in zip(self._rise, spec.stages, self._decays, strict=True)
         ]
-        slowest_s = max(stage.tau_s for stage in spec.stages)
-        self._surroundings_c += (self.ambient_c - self._surroundings_c) * (1 - math.exp(-STEP_S / slowest_s))
+        self._surroundings_c += (self.ambient_c - self._surroundings_c) * min(self._decays)
         if self.percent is not None and spec.battery_wh and self.sensors.on_battery:
             self.percent = max(0.0, self.percent - 100 * watts * STEP_S / 3600 / spec.battery_wh)
         self._firmware()
@@ -99,6 +100,13 @@ class SimulatedMachine:
             strict=True,
         ):
             kept.append(value)
+
+    def _load(self, doing: Doing) -> Load:
+        """The figures at this temperature, to the half degree (computing them is most of a step's cost)."""
+        key = (doing.threads, doing.phase, self._clock, round(2 * self.celsius))
+        if key not in self._loads:
+            self._loads[key] = load(self.spec, doing.threads, doing.phase, self._clock, key[3] / 2)
+        return self._loads[key]
 
     def _firmware(self) -> None:
         """Lower the clock above the trip point, raise it again below."""
