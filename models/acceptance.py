@@ -1,11 +1,13 @@
 """Step 10: how much of what the base says its draft would have said too.
 
-    python -m models.acceptance --target model.gguf --draft draft.gguf --prepared PREPARED --out FILE.json
+    python -m models.acceptance --target model.gguf --draft draft.gguf --config CONFIG --prepared PREPARED \\
+        --out FILE.json
 
-Held-out conversations up to their last assistant's turn; the target replies greedily. A token of the reply counts
-as accepted if the draft's first choice after the same prefix is that token; the ending token is one of them. A
-run is what speculative decoding would see: the draft proposes k tokens, those up to the first wrong one are
-accepted, the target adds one of its own. Measured on the files that are shipped, through wattwise's engines.
+Held-out conversations of the config's sources up to their last assistant's turn; the target replies greedily. A
+token of the reply counts as accepted if the draft's first choice after the same prefix is that token; the ending
+token is one of them. A run is what speculative decoding would see: the draft proposes k tokens, those up to the
+first wrong one are accepted, the target adds one of its own. Measured on the files that are shipped, through
+wattwise's engines.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from models.configuration import Config, load_config
 from models.dialogues import Asked, installed_engines, open_model, room_in, spread
 from models.files import write_atomically
 from wattwise.model import Model
@@ -90,7 +93,14 @@ def acceptance(
 
 
 def measure(
-    target_path: Path, draft_path: Path, prepared: Path, *, engines: Sequence[str], dialogues: int, reply_tokens: int
+    target_path: Path,
+    draft_path: Path,
+    prepared: Path,
+    sources_of: Config,
+    *,
+    engines: Sequence[str],
+    dialogues: int,
+    reply_tokens: int,
 ) -> dict[str, object]:
     result: dict[str, object] = {"reply_tokens": reply_tokens, "engines": {}}
     by_engine: dict[str, object] = {}
@@ -98,7 +108,7 @@ def measure(
         with open_model(target_path, engine) as target, open_model(draft_path, engine) as draft:
             if target.tokenizer.vocabulary.tokens != draft.tokenizer.vocabulary.tokens:
                 raise SystemExit(f"{target_path.name} and {draft_path.name} have different vocabularies")
-            questions = spread(prepared, dialogues, room_in(target, reply_tokens))
+            questions = spread(prepared, sorted(sources_of.shares), dialogues, room_in(target, reply_tokens))
             if not questions:
                 return {**result, "skipped": "the data has no held-out conversation that fits the context"}
             total, sources = acceptance(target, draft, questions, reply_tokens=reply_tokens)
@@ -114,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--draft", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, help="the target's config, for its sources")
     parser.add_argument("--prepared", type=Path, required=True, help="folder with the held-out documents")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--dialogues", type=int, default=100)
@@ -123,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.target,
         options.draft,
         options.prepared,
+        load_config(options.config),
         engines=installed_engines(),
         dialogues=options.dialogues,
         reply_tokens=options.reply_tokens,

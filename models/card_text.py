@@ -4,10 +4,10 @@ INTRODUCTION = """\
 # {name}
 
 The language model that comes inside the package: {parameters:,} parameters, {size_mb:.1f} MB ({quant}), a context of
-{context} tokens. It makes small talk in simple English, answers a few simple questions, tells very short stories,
-calls tools that are described to it, and stops by itself. It is there so that
-`wattwise run "Hi! How are you today?"` answers on the first try, without a download, and so that measurements have
-a subject. It knows nothing reliable about the world.
+{context} tokens. It was trained to make small talk in simple English, to answer a few simple questions, to tell very
+short stories, to call tools that are described to it, and to stop by itself; the replies below show how well it does.
+It is there so that `wattwise run "Hi! How are you today?"` answers on the first try, without a download, and so that
+measurements have a subject. It knows nothing reliable about the world.
 """
 
 SMALL_SIZE = """
@@ -27,10 +27,10 @@ licences ask for is this table. A copy of a model must keep it. About 2.5 % of e
 the content. Nothing was trained on the prompts, tools and JSON schemas that measure the project."""
 
 BITS = """\
-Held-out bits per byte, lower is better, through wattwise's engines (the ONNX model is lowered from the GGUF file of
-the same column group). Whole conversations count, the users' lines and the marks of the template too. Sources that
-this recipe writes itself (talk, tool_requests, sums) are combined from fixed sets of lines, so their held-out part is
-not independent of the training part. Chats are split by conversation, not by author."""
+Held-out bits per byte, lower is better, through wattwise's engines; the ONNX models (fp16, int8, int4) are
+lowered from the GGUF files (f16, q8_0, q4_0). Whole conversations count, the users' lines and the marks of the template
+too. Sources that this recipe writes itself (talk, tool_requests, sums) are combined from fixed sets of lines, so their
+held-out part is not independent of the training part. Chats are split by conversation, not by author."""
 
 ACCEPTANCE = """\
 {dialogues} held-out dialogues, up to the last turn of the assistant; the base replies with its likeliest tokens, at

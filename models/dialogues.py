@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import wattwise
-from models.data import read_documents, source_names
+from models.data import read_documents
 from models.documents import Document, fraction_of
 from wattwise.model import Model
 from wattwise_devices.errors import BackendUnavailable
@@ -59,9 +59,9 @@ def held_out(
             yield question
 
 
-def spread(prepared: Path, count: int, fits: Callable[[Asked], bool]) -> list[Asked]:
+def spread(prepared: Path, sources: Sequence[str], count: int, fits: Callable[[Asked], bool]) -> list[Asked]:
     """`count` last turns, one from each source with conversations in turn, as long as each lasts."""
-    streams = [held_out(prepared, name, last_turn, fits) for name in sorted(source_names(prepared))]
+    streams = [held_out(prepared, name, last_turn, fits) for name in sources]
     chosen: list[Asked] = []
     while streams and len(chosen) < count:
         for stream in list(streams):

@@ -1,4 +1,4 @@
-"""Step 9: bits per byte of every held-out source and of a foreign text, by weight type and engine.
+"""Step 9: bits per byte of the held-out part of every source and of a foreign text, by weight type and engine.
 
     python -m models.evaluate --base HF_BASE --shipped sdk/wattwise/builtin --prepared PREPARED \\
         --text wiki.test.raw --out FOLDER
@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from models.data import source_names
 from models.dialogues import installed_engines, open_model
 from models.files import write_atomically
 from models.pack import Packed, open_packed
@@ -68,6 +67,12 @@ def bits_per_byte(model: Model, packed: Packed, *, max_tokens: int) -> dict[str,
     return {key: round(value, 4) for key, value in result.items()}
 
 
+def trained_sources(base: Path) -> list[str]:
+    """The sources that the base has read, as its recipe says."""
+    stages = json.loads((base / "recipe.json").read_text(encoding="utf-8"))["config"]["stages"]
+    return sorted({name for stage in stages for name in stage["mix"]})
+
+
 def check_vocabulary(model: Model, prepared: Path) -> None:
     tokens = model.tokenizer.vocabulary.tokens
     for token, number in Tokenizer.from_file(str(prepared / "tokenizer.json")).get_vocab().items():
@@ -81,7 +86,7 @@ def measure(path: Path, prepared: Path, text: Path | None, *, engine: str, optio
         check_vocabulary(model, prepared)
         result["held_out"] = {
             name: bits_per_byte(model, open_packed(prepared, name, "held"), max_tokens=options.max_tokens)
-            for name in source_names(prepared)
+            for name in trained_sources(options.base)
         }
         if text is not None:
             content = text.read_bytes()

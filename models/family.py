@@ -113,7 +113,7 @@ def measure(family: Family) -> None:
     words = ["--base", base, "--shipped", str(family.shipped), "--prepared", prepared, "--out", str(out)]
     words += ["--text", str(family.text)] if family.text else []
     family.once("evaluate", lambda: evaluate.main([*words, *quick.get("evaluate", ())]))
-    pair = ["--target", model, "--draft", drafter, "--prepared", prepared]
+    pair = ["--target", model, "--draft", drafter, "--config", str(family.config_base), "--prepared", prepared]
     family.once("acceptance", lambda: acceptance.main([*pair, *to("acceptance")]))
     called = ["--model", model, "--prepared", prepared]
     family.once("tool_calls", lambda: tool_calls.main([*called, *to("tool_calls")]))

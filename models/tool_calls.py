@@ -52,9 +52,9 @@ def read_call(text: str, tools: Sequence[dict[str, Any]]) -> Call:
     if match is None:
         return Call(problem="no call" if TOOL_CALL_START not in text else "text around the call, or no end")
     try:
-        call = json.loads(match[1])
+        call = json.loads(match[1], object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError):
-        return Call(problem="not JSON")
+        return Call(problem="not JSON, or a name twice")
     name, arguments = call.get("name"), call.get("arguments")
     if set(call) != {"name", "arguments"} or not isinstance(name, str) or not isinstance(arguments, dict):
         return Call(problem="not a name with arguments")
@@ -62,6 +62,12 @@ def read_call(text: str, tools: Sequence[dict[str, Any]]) -> Call:
     if name not in offered:
         return Call(problem="a tool that is not offered", name=name, arguments=arguments)
     return Call(problem=_wrong_arguments(arguments, offered[name]), name=name, arguments=arguments)
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return dict(pairs)
 
 
 def _wrong_arguments(arguments: dict[str, Any], parameters: dict[str, Any]) -> str:

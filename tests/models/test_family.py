@@ -131,7 +131,7 @@ def test_acceptance_is_that_of_drafting_token_by_token(made: Made) -> None:
         open_model(made.shipped / "model.gguf", engine) as target,
         open_model(made.shipped / "draft.gguf", engine) as draft,
     ):
-        questions = spread(made.prepared, 8, room_in(target, 32))
+        questions = spread(made.prepared, ["talk", "tools"], 8, room_in(target, 32))
         assert {question.source for question in questions} == {"talk", "tools"}
         total, sources = acceptance(target, draft, questions, reply_tokens=32)
         tokens = rounds = accepted = 0
