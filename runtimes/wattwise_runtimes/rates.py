@@ -28,7 +28,7 @@ from wattwise_runtimes.machine_speed import MachineSpeed, machine_speed
 from wattwise_runtimes.spec import ModelSpec
 
 BATCHES: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 128, 512)
-FOOTPRINTS = (2 << 20, 12 << 20, 48 << 20)  # bytes of weights: in a core's cache, in the shared one, in neither
+FOOTPRINTS = (2 << 20, 12 << 20, 24 << 20, 48 << 20)  # bytes of weights: from a core's cache to none
 _TILED_FROM = {"llamacpp": 64}  # tokens in a pass from which attention is computed in tiles; others: from 2
 _OWN_SHARE = {"llamacpp": 0.5}  # of the pairs inside a batch, that tiles skip the half that is masked; others: 1
 _BATCH_FOOTPRINT = 12 << 20
