@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,3 +116,37 @@ def micro_config(path: Path, *, name: str, tokens: int, **changes: int) -> Path:
     ]  # fmt: skip
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+class MicroFamily:
+    """A base and a draft of a second's training, and everything that the one command makes of them."""
+
+    def __init__(self, folder: Path, prepared: Path, text: Path) -> None:
+        self.out, self.prepared = folder / "run", prepared
+        self.shipped, self.evaluation = self.out / "shipped", self.out / "evaluation"
+        self.config_base = micro_config(folder / "base.toml", name="micro", tokens=150_000)
+        self.config_draft = micro_config(folder / "draft.toml", name="micro-draft", tokens=8_000, layers=1)
+        self._words = [
+            "--config-base", str(self.config_base), "--config-draft", str(self.config_draft), "--data", str(prepared),
+            "--out", str(self.out), "--text", str(text), "--minutes", "0.15", "--threads", "1",
+        ]  # fmt: skip
+
+    def run(self) -> None:
+        from models.family import main
+
+        main(self._words)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """What an evaluation step wrote."""
+        return json.loads((self.evaluation / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def micro_family(micro_prepared: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> MicroFamily:
+    pytest.importorskip("torch")
+    family = MicroFamily(tmp_path_factory.mktemp("family"), micro_prepared, text_folder / "stories.txt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WATTWISE_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("WATTWISE_THREADS", "1")
+        family.run()
+    return family

@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from .conftest import micro_config
+from .conftest import MicroFamily
 
 torch = pytest.importorskip("torch")
-pytestmark = [pytest.mark.reference, pytest.mark.slow]
-
-
-def train(config: Path, data: Path, out: Path) -> None:
-    from models import train as command
-
-    arguments = ["train", "--config", str(config), "--data", str(data), "--out", str(out), "--threads", "1"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [*arguments, "--device", "cpu"])
-        command.main()
+pytestmark = [pytest.mark.reference, pytest.mark.slow, pytest.mark.xdist_group("micro_family")]
 
 
 class Family:
-    """A micro base and a micro draft, both trained for a moment."""
+    """The base and the draft of the micro family, as they were before distilling."""
 
-    def __init__(self, folder: Path, prepared: Path) -> None:
-        self.prepared, self.base, self.draft = prepared, folder / "base", folder / "draft"
-        self.config = micro_config(folder / "draft.toml", name="micro-draft", tokens=8_000, layers=1)
-        train(micro_config(folder / "base.toml", name="micro", tokens=150_000), prepared, self.base)
-        train(self.config, prepared, self.draft)
+    def __init__(self, made: MicroFamily) -> None:
+        self.prepared, self.base, self.draft = made.prepared, made.out / "base", made.out / "draft"
+        self.config = made.config_draft
 
     def distill(self, out: Path, *options: str) -> None:
         from models.distill import main
@@ -45,8 +33,8 @@ class Family:
 
 
 @pytest.fixture(scope="module")
-def family(micro_prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return Family(tmp_path_factory.mktemp("family"), micro_prepared)
+def family(micro_family: MicroFamily) -> Family:
+    return Family(micro_family)
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +168,21 @@ def test_passes_hold_every_sample_once_an_epoch_and_little_padding() -> None:
     following = [[int(s.ids[0]) for s in next(stream)] for _ in range(3)]
     again = passes.from_position(count)  # resuming after the first epoch
     assert [[int(s.ids[0]) for s in next(again)] for _ in range(3)] == following
+
+
+@pytest.mark.parametrize("name", ["mini_draft", "draft"])
+def test_the_drafts_configs_name_sources_and_fit_their_base(name: str) -> None:
+    from models.configuration import load_config
+    from models.distill import load_settings
+    from models.sources import SOURCES
+
+    folder = Path(__file__).resolve().parents[2] / "models" / "configs"
+    base_name = {"mini_draft": "mini", "draft": "base"}[name]
+    draft, base = load_config(folder / f"{name}.toml"), load_config(folder / f"{base_name}.toml")
+    settings = load_settings(folder / f"{name}.toml")
+    assert (draft.shape.vocab, draft.shape.positions) == (base.shape.vocab, base.shape.positions)
+    assert settings.prompt_tokens + settings.reply_tokens <= draft.shape.positions
+    assert settings.tokens_per_step % settings.tokens_per_pass == 0
+    assert set(settings.mix) <= {source.name for source in SOURCES}
+    rates = [settings.rate_at(step) for step in range(settings.steps)]
+    assert rates[0] < max(rates) > 0.9 and rates[-1] < 0.05

@@ -9,42 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .conftest import micro_config
+from .conftest import MicroFamily
 
 torch = pytest.importorskip("torch")
-pytestmark = [pytest.mark.reference, pytest.mark.slow]
-
-
-class Made:
-    """A micro family, made once for this module."""
-
-    def __init__(self, folder: Path, prepared: Path, text_folder: Path) -> None:
-        self.out, self.prepared = folder / "run", prepared
-        base = micro_config(folder / "base.toml", name="micro", tokens=150_000)
-        draft = micro_config(folder / "draft.toml", name="micro-draft", tokens=60_000, layers=1)
-        self.words = [
-            "--config-base", str(base), "--config-draft", str(draft), "--data", str(prepared), "--out",
-            str(self.out), "--text", str(text_folder / "stories.txt"), "--minutes", "0.12", "--threads", "1",
-        ]  # fmt: skip
-        self.shipped, self.evaluation = self.out / "shipped", self.out / "evaluation"
-
-    def run(self) -> None:
-        from models.family import main
-
-        main(self.words)
-
-    def read(self, name: str) -> dict:
-        return json.loads((self.evaluation / f"{name}.json").read_text())
+pytestmark = [pytest.mark.reference, pytest.mark.slow, pytest.mark.xdist_group("micro_family")]
 
 
 @pytest.fixture(scope="module")
-def made(micro_prepared: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    family = Made(tmp_path_factory.mktemp("family"), micro_prepared, text_folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WATTWISE_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("WATTWISE_THREADS", "1")
-        family.run()
-    return family
+def made(micro_family: MicroFamily) -> MicroFamily:
+    return micro_family
 
 
 def engines() -> list[str]:
@@ -53,7 +26,7 @@ def engines() -> list[str]:
     return installed_engines()
 
 
-def test_the_shipped_pair_loads_on_every_engine_and_shares_its_tokens(made: Made) -> None:
+def test_the_shipped_pair_loads_on_every_engine_and_shares_its_tokens(made: MicroFamily) -> None:
     from models.dialogues import open_model
 
     family = json.loads((made.shipped / "family.json").read_text())
@@ -69,7 +42,7 @@ def test_the_shipped_pair_loads_on_every_engine_and_shares_its_tokens(made: Made
         assert certificate["written_files"][0]["name"] == file
 
 
-def test_a_second_run_does_nothing_again(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_does_nothing_again(made: MicroFamily, capsys: pytest.CaptureFixture[str]) -> None:
     kept = {path: path.stat().st_mtime_ns for path in made.out.rglob("*") if path.is_file() and path.name != "CARD.md"}
     made.run()
     assert "begins" not in capsys.readouterr().out
@@ -77,7 +50,7 @@ def test_a_second_run_does_nothing_again(made: Made, capsys: pytest.CaptureFixtu
         assert path.stat().st_mtime_ns == before, path
 
 
-def test_the_card_holds_every_figure_source_and_reply(made: Made) -> None:
+def test_the_card_holds_every_figure_source_and_reply(made: MicroFamily) -> None:
     card = (made.shipped / "CARD.md").read_text()
     bits = json.loads((made.evaluation / "bits" / f"base-q8_0-{engines()[0]}.json").read_text())
     for name, row in bits["held_out"].items():
@@ -93,7 +66,7 @@ def test_the_card_holds_every_figure_source_and_reply(made: Made) -> None:
     assert "wattwise has no constraints" in card
 
 
-def test_bits_per_byte_are_those_of_torch(made: Made) -> None:
+def test_bits_per_byte_are_those_of_torch(made: MicroFamily) -> None:
     from models.data import read_documents
     from models.export import load_model
     from models.pack import open_packed
@@ -121,7 +94,7 @@ def test_bits_per_byte_are_those_of_torch(made: Made) -> None:
         assert 0 < found["assistant_bits_per_byte"] < found["bits_per_byte"]  # the replies are nearly fixed
 
 
-def test_acceptance_is_that_of_drafting_token_by_token(made: Made) -> None:
+def test_acceptance_is_that_of_drafting_token_by_token(made: MicroFamily) -> None:
     """Against both models run greedily, one token at a time, with a draft of four that is really proposed."""
     from models.acceptance import acceptance
     from models.dialogues import open_model, room_in, spread
@@ -164,7 +137,7 @@ def plain_greedy(model, prompt: list[int], limit: int, *, stop: bool = True) -> 
     return reply
 
 
-def test_prompts_of_dialogues_are_the_ids_of_training(made: Made) -> None:
+def test_prompts_of_dialogues_are_the_ids_of_training(made: MicroFamily) -> None:
     """Calls in earlier turns too: the marks are tokens again when the conversation is sent back."""
     from models.data import read_documents
     from models.dialogues import last_turn, messages_of, open_model
