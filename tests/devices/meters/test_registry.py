@@ -98,6 +98,20 @@ def test_a_card_alone_does_not_stand_for_the_machine(tmp_path: Path) -> None:
     assert covers_whole(open_meters(machine.system, PROFILE)[0])
 
 
+def test_built_in_graphics_of_amd_tell_the_whole_package(tmp_path: Path) -> None:
+    """Only there is a north-bridge voltage shown; on a card the same file is the card's power."""
+    machine = trees.RecordedMachine(tmp_path)
+    trees.hwmon(machine, 1, "amdgpu", {
+        "power1_input": 9_017_000, "power1_label": "PPT", "in0_label": "vddgfx", "in1_label": "vddnb",
+    })  # fmt: skip
+    trees.hwmon(machine, 2, "amdgpu", {"power1_average": 31_000_000, "in0_label": "vddgfx"})
+    whole, card = open_meters(machine.system)
+    assert (whole.scope, card.scope) == ("package", "gpu")
+    assert (whole.name, card.name) == ("amdgpu@1-0040", "amdgpu@2-0040"), "told apart by what lasts"
+    readings = [meter.read() for meter in (whole, card)]
+    assert [reading and reading.power_w for reading in readings] == [9.017, 31.0]
+
+
 def test_nvidia_without_its_package_or_with_a_broken_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = nvidia_desktop(tmp_path)
     monkeypatch.setitem(sys.modules, "pynvml", None)
