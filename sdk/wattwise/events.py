@@ -7,6 +7,7 @@ kind. Asking for something and getting it is no event.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +36,20 @@ class TemplateMissing(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ControlMoved(Event):
-    """The governor moved a control. at_s: seconds since it began watching.
+class GovernorEvent(Event):
+    """From the governor. at_s: seconds since it began watching."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlMoved(GovernorEvent):
+    """The governor moved a control.
 
     control: "threads", "threads_batch", "pace", "draft_depth" or "device". limit: what made it move: "power",
     "temperature", "under-voltage", "battery" or "speed". measured and allowed are in `unit`, None where unknown.
     """
 
-    at_s: float
     control: str
     before: float | str
     after: float | str
@@ -68,68 +75,71 @@ class Retuned(ControlMoved):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatteryFloor(Event):
+class BatteryFloor(GovernorEvent):
     """The battery is under the floor while the device runs from it. action: "stop" or "pace"."""
 
-    at_s: float
     percent: float
     floor_percent: float
     action: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnBattery(Event):
+class OnBattery(GovernorEvent):
     """The device now runs from its battery."""
 
-    at_s: float
     percent: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnMains(Event):
+class OnMains(GovernorEvent):
     """The device is plugged in again."""
 
-    at_s: float
     percent: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnderVoltage(Event):
+class UnderVoltage(GovernorEvent):
     """The supply voltage has dropped: the power supply or its cable cannot bring the current of this load."""
-
-    at_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FirmwareThrottled(Event):
+class FirmwareThrottled(GovernorEvent):
     """The machine's firmware slows the processor by itself."""
 
-    at_s: float
     reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SensorLost(Event):
+class SensorLost(GovernorEvent):
     """A sensor that a limit depends on has stopped answering; the last safe setting is held."""
 
-    at_s: float
     sensor: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SensorBack(Event):
+class SensorBack(GovernorEvent):
     """The sensor answers again."""
 
-    at_s: float
     sensor: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LimitUnreachable(Event):
+class LimitUnreachable(GovernorEvent):
     """Even the lowest setting does not meet the limit: what is left is not ours (idle power, heat from elsewhere)."""
 
-    at_s: float
     limit: str
     measured: float
     allowed: float
     unit: str
+
+
+def in_words(events: Iterable[Event]) -> list[str]:
+    """What to tell a person after a reply: a line for each event, and one for all moves of controls together."""
+    told = list(events)
+    moves = [event for event in told if isinstance(event, ControlMoved)]
+    lines = [event.message for event in told if not isinstance(event, ControlMoved)]
+    if moves:
+        limits = sorted({event.limit for event in moves})
+        times = "once" if len(moves) == 1 else f"{len(moves)} times"
+        lines.append(f"controls were moved {times} to keep to {', '.join(limits)}; the last: {moves[-1].message}")
+    return lines

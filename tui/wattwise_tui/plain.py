@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from wattwise.events import in_words
 from wattwise.model import Model
 from wattwise.reply import Reply
 from wattwise_devices.errors import ContextOverflow, Error
@@ -105,8 +106,8 @@ class PlainChat:
         reply = stream.reply
         self._last = reply
         self._say("")
-        for event in reply.events:
-            self._say(f"[{event.message}]")
+        for line in in_words(reply.events):
+            self._say(f"[{line}]")
         if self._show_stats:
             self._say(f"  {reply.stats.line()}")
 

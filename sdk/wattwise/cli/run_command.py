@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from wattwise.cli import common
+from wattwise.events import Event, GovernorEvent, in_words
 from wattwise.settings import resolve
 from wattwise.tool_calls import read_tools
 
@@ -20,6 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of functions that the model may call")
     parser.add_argument("--raw", action="store_true", help="the prompt as it is, without a chat template")
     parser.add_argument("--stats", action="store_true", help="print a line of figures after the reply")
+    parser.add_argument("--verbose", action="store_true", help="tell on stderr, as it happens, what the governor does")
     common.add_sampling_arguments(parser)
     common.add_load_arguments(parser)
 
@@ -34,7 +36,9 @@ def run(options: argparse.Namespace) -> int:
         messages = [{"role": "system", "content": options.system}] if options.system else []
         messages.append({"role": "user", "content": prompt})
         request = prompt if options.raw else messages
-        with model.stream(request, raw=options.raw, tools=tools, **common.sampling_arguments(options)) as stream:
+        watch = _tell if options.verbose else None
+        sampling = common.sampling_arguments(options)
+        with model.stream(request, raw=options.raw, tools=tools, on_event=watch, **sampling) as stream:
             for piece in stream:
                 if not options.json:
                     print(piece.text, end="", flush=True)
@@ -43,11 +47,18 @@ def run(options: argparse.Namespace) -> int:
             common.print_json(reply.to_json())
         else:
             print()
-            for event in reply.events:
-                print(f"[{event.message}]", file=sys.stderr)
+            for line in [] if options.verbose else in_words(reply.events):
+                print(f"[{line}]", file=sys.stderr)
             if options.stats:
                 print(f"{reply.stats.line()}\n{reply.report}", file=sys.stderr)
     return 0
+
+
+def _tell(event: Event) -> None:
+    """One line as it happens; in a terminal on a line of its own, beside the text that streams."""
+    begin = "\n" if sys.stdout.isatty() and sys.stderr.isatty() else ""
+    when = f"{event.at_s:.1f} s: " if isinstance(event, GovernorEvent) else ""
+    print(f"{begin}[{when}{event.message}]", file=sys.stderr, flush=True)
 
 
 def _model_and_prompt(words: list[str]) -> tuple[str, str]:

@@ -90,7 +90,7 @@ class Watch:
         self._meters, self._state, self.clock_s = meters, state, clock_s
         self.pacer = Pacer(clock_s)
         self.applied: Controls = governor.controls  # what the engine was loaded with
-        self.look(Work(phase="idle"))  # the first idle time begins here
+        self.untold = self.look(Work(phase="idle"))  # the first idle time begins here
 
     def pilot(self, on_event: Callable[[Event], None]) -> Watched:
         """For one reply; on_event is called from the watching thread."""
@@ -118,7 +118,13 @@ class Watched:
         return self._watch.governor.stopped is not None
 
     def __enter__(self) -> Watched:
-        self._look()  # the end of the idle time
+        watch = self._watch
+        watch.untold += watch.look(Work(phase="idle", busy_s=watch.pacer.busy_s()))  # the end of the idle time
+        stop = watch.governor.stopped
+        if stop is not None and stop not in watch.untold:  # told with an earlier reply; this one ends by it too
+            watch.untold.append(stop)
+        while watch.untold:
+            self._on_event(watch.untold.pop(0))
         return self
 
     def __exit__(self, *_: object) -> None:
