@@ -234,11 +234,12 @@ def train(run: Distillation, passes: Passes, *, limit_s: float, options: argpars
 
 
 def reply_settings(settings: DistillSettings, config: Config) -> ReplySettings:
+    """The part of the settings that is about the teacher's replies; a prompt leaves at least half the context."""
     return ReplySettings(
         mix=settings.mix or config.stages[-1].mix,
         seed=config.seed,
         prompts=settings.prompts,
-        prompt_tokens=settings.prompt_tokens,
+        prompt_tokens=min(settings.prompt_tokens, config.shape.positions // 2),
         reply_tokens=settings.reply_tokens,
         temperature=settings.temperature,
         batch_rows=settings.batch_rows,
@@ -281,6 +282,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = Distillation(
         settings, load_model(options.teacher), load_model(options.student), options.out, device=options.device
     )
+    if run.teacher.shape.positions > run.student.shape.positions:
+        raise SystemExit("the teacher's context is longer than the student's; its replies would not fit")
     resumed = run.resume()
     print(f"{config.name}: {run.student.shape.parameters:,} parameters, {'resumed' if resumed else 'new'}", flush=True)
     limit_s = options.minutes * 60 if options.minutes else float("inf")

@@ -69,8 +69,8 @@ class Prompts:
             end = int(source.starts[which + 1]) if which + 1 < len(source.starts) else len(source.ids)
             ids, mask = source.ids[start:end], source.mask[start:end]
             if self.are_text:
-                size = min(_TEXT_PROMPT_TOKENS, self._most)
-                if len(ids) > size:
+                size = min(_TEXT_PROMPT_TOKENS, self._most, len(ids) // 2)
+                if size:
                     return ids[:size], np.zeros(size, np.uint8)
                 continue
             begins = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0) == 1)
@@ -78,7 +78,7 @@ class Prompts:
             if len(begins):
                 size = int(begins[rng.integers(len(begins))])
                 return ids[:size], mask[:size] * np.uint8(EARLIER_TURN)
-        raise ValueError(f"no document of the mix has an assistant's turn within {self._most} tokens")
+        raise ValueError(f"no document of the mix gives a prompt of at most {self._most} tokens")
 
 
 def answer_shard(
