@@ -34,7 +34,8 @@ _PLATFORMS = ("linux", "android", "darwin")
 class Profile:
     """name: the file's. idle_w: of the whole device with nothing running. busy_core_w: on top of that for each fully
     busy core, by kind. throttle_c: where it starts to slow down; stop_c: where it is slowed hard or switches off.
-    supply_w: the most that its supply gives. estimated: dotted keys whose numbers are estimates."""
+    supply_w: the most that its supply gives. estimated: dotted keys whose numbers are estimates.
+    settings: values that such a machine is better run with, by name; the SDK knows which there are."""
 
     name: str
     title: str
@@ -49,6 +50,7 @@ class Profile:
     supply_w: float | None
     battery_wh: float | None
     estimated: tuple[str, ...]
+    settings: tuple[tuple[str, Any], ...] = ()
 
     def watts_of(self, kind: str) -> float | None:
         """Of one busy core of a kind; for a kind that the profile does not tell apart, of its only one."""
@@ -88,7 +90,9 @@ def load_profile(path: Path) -> Profile:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CorruptArtifact(path, "profile", str(error), "a TOML file in UTF-8") from error
-    title, estimated = data.pop("title", None), data.pop("estimated", [])
+    title, estimated, settings = data.pop("title", None), data.pop("estimated", []), data.pop("settings", {})
+    if not isinstance(settings, dict) or not all(isinstance(v, (str, int, float)) for v in settings.values()):
+        raise _wrong(path, "settings", settings, "a table of numbers and texts")
     if not isinstance(title, str) or not title:
         raise _wrong(path, "title", title, "a text")
     sections = {name: _section(path, data, name) for name in ("match", "power", "memory", "thermal", "supply")}
@@ -119,6 +123,7 @@ def load_profile(path: Path) -> Profile:
         supply_w=numbers["supply.max_w"],
         battery_wh=numbers["supply.battery_wh"],
         estimated=tuple(estimated),
+        settings=tuple(settings.items()),
     )
 
 

@@ -126,6 +126,7 @@ def resolve(
     file = config_dir() / FILE_NAME if file is None else file
     given = {name: value for name, value in (arguments or {}).items() if value is not None}
     _refuse_unknown(given, "the arguments")
+    _refuse_unknown(profile or {}, f"device profile {profile_name}".rstrip())
     layers = [
         (given, lambda name: "argument"),
         (_from_environment(env), lambda name: f"environment {PREFIX}{name.upper()}"),

@@ -501,3 +501,19 @@ def test_sensors_open_nothing_that_is_not_there(tmp_path: Path) -> None:
     names, reasons = sensors.power_meters(bare)
     assert names == [] and reasons
     assert sensors.idle_watts(bare) is None
+
+
+def test_the_device_s_profile_is_the_last_source_before_the_default(world: Callable[..., Path], tmp_path: Path) -> None:
+    from wattwise_devices.profile import load_profile
+
+    file = tmp_path / "board.toml"
+    file.write_text('title = "A board"\n[match]\nboard = ["board"]\n[settings]\ncontext = 256\nthreads = 1\n')
+    path = world(here=dataclasses.replace(machine(), profile=load_profile(file)))
+    plan = wattwise.plan(path)
+    assert (plan.context, plan.threads) == (256, 1)
+    assert plan.settings is not None and plan.settings.setting("context").source == "device profile board"
+    assert wattwise.plan(path, context=512).context == 512
+    file.write_text(file.read_text() + "speed = 3\n")
+    path = world(here=dataclasses.replace(machine(), profile=load_profile(file)))
+    with pytest.raises(PlanError, match="'speed'"):
+        wattwise.plan(path)

@@ -51,13 +51,16 @@ def plan(
     opened. Measures the speed of this machine where it is not known yet, once, a few seconds, in a child process.
     """
     given = {name: getattr(budget, name) for name in PARSERS} if budget is not None else {}
+    machine = probe_machine()
+    profile = machine.profile
     settings = resolve(
         {
             "model": str(model) if model is not None else None, "engine": engine, "context": context,
             "kv_type": kv_type, "chunk": chunk, "threads": threads, "threads_batch": threads_batch, **given,
-        }
+        },
+        profile=dict(profile.settings) if profile is not None else None,
+        profile_name=profile.name if profile is not None else "",
     )  # fmt: skip
-    machine = probe_machine()
     wants = Wants(
         engine=settings["engine"], context=settings["context"], kv_type=settings["kv_type"], chunk=settings["chunk"],
         threads=settings["threads"], threads_batch=settings["threads_batch"] or settings["threads"],
