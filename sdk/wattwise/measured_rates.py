@@ -55,11 +55,12 @@ class Known:
 
 @dataclass(slots=True)
 class RateStore:
-    """may_measure: whether what is unknown is measured (`measure` among the settings). problem: why something asked
-    for is not known, in words, after a None."""
+    """may_measure: whether what is unknown is measured (`measure` among the settings). afresh: also what is known.
+    problem: why something asked for is not known, in words, after a None."""
 
     machine: Machine
     may_measure: bool = True
+    afresh: bool = False
     file: Path = field(default_factory=lambda: cache_dir() / "rates.json")
     measure: Callable[[Request], Answer] | None = None
     now_s: Callable[[], float] = time.time
@@ -72,9 +73,11 @@ class RateStore:
         self.problem = None
         entries = _read(self.file)
         most = _largest_footprint(model_bytes)
-        missing = sorted(
-            {t for t in types for n in threads if self._find(entries, engine, t, kv_type, n, most) is None}
-        )
+        missing = [
+            t
+            for t in types
+            if self.afresh or any(self._find(entries, engine, t, kv_type, n, most) is None for n in threads)
+        ]
         if missing or self._host(entries) is None:
             entries = self._measured(entries, engine, missing or list(types[:1]), kv_type, list(threads), most)
         host = self._host(entries)
@@ -83,6 +86,18 @@ class RateStore:
             self.problem = self.problem or "the speed of this machine could not be measured"
             return None
         return Known(rates={key: rates for key, rates in found.items() if rates is not None}, host=host)
+
+    def stored(self) -> list[EngineRates]:
+        """Everything that is known of this machine and these versions of the software."""
+        found = []
+        for key, entry in _read(self.file).items():
+            try:
+                rates = EngineRates.from_json(entry["rates"])
+            except (Error, KeyError, TypeError):  # the host's entry, or a damaged one
+                continue
+            if key == self._key(rates.engine, rates.weight_type, rates.kv_type, rates.threads):
+                found.append(rates)
+        return found
 
     def _measured(
         self, entries: dict[str, Any], engine: str, types: list[str], kv_type: str, threads: list[int], most: int

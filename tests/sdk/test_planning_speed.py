@@ -517,3 +517,14 @@ def test_the_device_s_profile_is_the_last_source_before_the_default(world: Calla
     path = world(here=dataclasses.replace(machine(), profile=load_profile(file)))
     with pytest.raises(PlanError, match="'speed'"):
         wattwise.plan(path)
+
+
+def test_what_is_stored_can_be_listed_and_measured_afresh(tmp_path: Path) -> None:
+    measure, file = Measurements(), tmp_path / "rates.json"
+    store = RateStore(machine(), file=file, measure=measure)
+    assert store.stored() == []
+    store.known("llamacpp", ["q4_0", "q8_0"], "f16", [1, 2], MIB)
+    assert {(r.weight_type, r.threads) for r in store.stored()} == {("q4_0", 1), ("q4_0", 2), ("q8_0", 1), ("q8_0", 2)}
+    assert RateStore(machine(quota=1.0), file=file).stored() == [], "of another machine"
+    RateStore(machine(), file=file, measure=measure, afresh=True).known("llamacpp", ["q4_0"], "f16", [1], MIB)
+    assert [r["types"] for r in measure.requests] == [["q4_0", "q8_0"], ["q4_0"]]

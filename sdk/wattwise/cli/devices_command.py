@@ -24,6 +24,7 @@ _LIBRARIES = {"llamacpp": "ggml", "onnx": "onnxruntime"}  # engine -> who lists 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What to measure, and where."""
     parser.add_argument("--probe", action="store_true", help="measure memory and storage afresh (about 4 s)")
+    parser.add_argument("--rates", action="store_true", help="measure the engines by weight type (about a minute)")
     parser.add_argument(
         "--path", metavar="PATH", help="a model or folder whose storage is looked at (default: where models are kept)"
     )
@@ -32,6 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Look, measure what is not known yet, print."""
     from wattwise.cli.devices_meters import look_at_meters
+    from wattwise.cli.devices_rates import look_at_rates, rates_json, rates_text
     from wattwise.cli.devices_text import describe
     from wattwise.paths import cache_dir
     from wattwise_devices.machine import measure_machine, probe_machine
@@ -51,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
         print("\x1b[K", end="", file=sys.stderr, flush=True)
     storage = machine.storage(place, measured)
     engines = _engines(accelerators)
+    rates, problems = look_at_rates(machine, measure=options.rates)
     if options.json:
         from dataclasses import asdict
 
@@ -60,12 +63,14 @@ def run(options: argparse.Namespace) -> int:
                 "storage": asdict(storage),
                 "measured": measured.to_json(),
                 "engines": engines,
+                "rates": rates_json(rates),
                 "accelerators": accelerators.to_json(),
                 **meters.to_json(),
             }
         )
     else:
-        print("\n".join(describe(machine, storage, measured, accelerators, engines, meters)))
+        words = describe(machine, storage, measured, accelerators, engines, meters)
+        print("\n".join([*words, *rates_text(rates, problems)]))
     return 0
 
 
