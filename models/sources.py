@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.copying import copying
 from models.documents import DOCUMENT_END, Document, Turn, conversation, fraction_of
 from models.question_sources import read_command_help, read_school_problems, read_trivia
 from models.sums import sums
@@ -220,6 +221,10 @@ def read_sums(path: Path) -> Iterator[Document]:
     yield from sums(24_000, seed=20)
 
 
+def read_copying(path: Path) -> Iterator[Document]:
+    yield from copying(24_000, seed=20)
+
+
 def read_plain_text(path: Path) -> Iterator[Document]:
     """Every `*.txt` of the folder."""
     for file in sorted(path.glob("*.txt")):
@@ -249,6 +254,13 @@ SOURCES = (
         licence="Apache-2.0",
         credit="written for wattwise (models/sums.py)",
         read=read_sums,
+    ),
+    Source(
+        name="copying",
+        file="",
+        licence="Apache-2.0",
+        credit="written for wattwise (models/copying.py)",
+        read=read_copying,
     ),
     Source(
         name="self_dialogue",

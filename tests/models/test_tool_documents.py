@@ -7,6 +7,7 @@ import lzma
 import re
 
 import pytest
+from models.copying import copying
 from models.documents import CHAT_TEMPLATE, Document, Turn, describe_tools, tool_call
 from models.question_sources import read_command_help, read_school_problems, read_trivia
 from models.sums import sums
@@ -201,3 +202,19 @@ def test_the_real_dialogues_are_read() -> None:
             break
     assert sum(check_calls(document) for document in documents) > 300
     assert max(len(document.rendered()) for document in documents) < 4500
+
+
+def test_what_is_to_be_copied_stands_before_its_copy() -> None:
+    documents = copying(400, seed=2)
+    assert [one.to_json() for one in documents] == [one.to_json() for one in copying(400, seed=2)]
+    assert sum(check_calls(document, complete=True) for document in documents) > 150
+    for document in documents:
+        asked = ""
+        for turn in document.turns:
+            if turn.role == "user":
+                asked = turn.content
+            elif turn.content.startswith("<tool_call>"):
+                for value in json.loads(turn.content[11:-12])["arguments"].values():
+                    assert value in asked
+            elif asked.startswith(("Repeat", "Say", "Please repeat")) and not document.tools:
+                assert asked.endswith(turn.content)
