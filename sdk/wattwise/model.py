@@ -86,6 +86,8 @@ def _recorder(decided: Plan) -> EnergyRecorder | None:
     machine = probe_machine()
 
     def remember(watts: float) -> None:
+        if decided.budget.is_governed:  # paced, or on other threads: not what the plan's threads draw
+            return
         if decided.settings is not None and decided.settings["measure"] != "never":
             remember_power(machine, decided.engine, decided.threads, watts)
 
