@@ -264,3 +264,23 @@ def test_the_same_readings_give_the_same_moves() -> None:
 
     first = play()
     assert first and first == play()
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_run_verbose_tells_each_move_on_stderr(
+    verbose: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wattwise
+    from wattwise.cli import main
+
+    governed = Governed(Limits(power_w=IDLE_W + 1.5), tokens=b"y" * 240)
+    monkeypatch.setattr(wattwise, "load", lambda *_, **__: governed.model)
+    assert main(["run", "x", "--temperature", "0", *(["--verbose"] if verbose else [])]) == 0
+    out, err = capsys.readouterr()
+    assert out == "y" * 240 + "\n"
+    moves = [line for line in err.splitlines() if "→" in line]
+    if verbose:
+        assert moves and all(line.startswith("[") and " s: " in line for line in moves)
+        assert any("pace 100 %" in line or "threads 4" in line for line in moves)
+    else:
+        assert len(moves) == 1 and "controls were moved" in moves[0]
