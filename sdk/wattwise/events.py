@@ -47,7 +47,8 @@ class ControlMoved(GovernorEvent):
     """The governor moved a control.
 
     control: "threads", "threads_batch", "pace", "draft_depth" or "device". limit: what made it move: "power",
-    "temperature", "under-voltage", "battery" or "speed". measured and allowed are in `unit`, None where unknown.
+    "temperature", "under-voltage", "battery" or "speed". measured and allowed are in `unit`, None where unknown;
+    source: what measured it, and whether it was an estimate.
     """
 
     control: str
@@ -57,6 +58,7 @@ class ControlMoved(GovernorEvent):
     measured: float | None = None
     allowed: float | None = None
     unit: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

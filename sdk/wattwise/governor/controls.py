@@ -36,13 +36,15 @@ class Controls:
 class ControlSpace:
     """The settings of each phase that may be used; the first is the plan's choice, never exceeded in speed.
 
-    rates: tokens per second of decode settings where the plan knows them; only their ratios matter.
+    rates, active_w: tokens per second and watts above idle of decode settings where the plan knows them; only ratios
+    matter. Draft depths and devices are weighed up only with both: nothing in a thread count foretells them.
     """
 
     decode: tuple[Setting, ...]
     prefill: tuple[Setting, ...]
     min_pace: float = MIN_PACE
     rates: dict[Setting, float] = field(default_factory=dict)
+    active_w: dict[Setting, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.decode or not self.prefill:

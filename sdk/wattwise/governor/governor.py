@@ -50,7 +50,7 @@ class Governor:
             "prefill": Speeds(space.prefill, {}, saturating=False),
             "decode": Speeds(space.decode, space.rates, saturating=True),
         }
-        self._watts = Watts()
+        self._watts = Watts(space.active_w)
         self._watts.idle_w = idle_w
         self._power, self._duty, self._intervals = PowerTrack(rates_hz), DutyTrack(), Intervals()
         self._thermal = Thermal(limits.temperature_c) if limits.temperature_c is not None else None
@@ -113,7 +113,7 @@ class Governor:
     def _take_in(self, readings: Sequence[Reading], state: MachineState) -> list[Event]:
         """Sensors into their histories; events for those that limits depend on and that come or go."""
         if self._power.add(self._now_s, readings):
-            self._watts = Watts()  # another scope: nothing learned in the old watts compares
+            self._watts = Watts(self.space.active_w)  # another scope: what was learned in the old one does not compare
             self._intervals.settle(self._now_s)
         needed: dict[str, bool] = {}
         if self.limits.power_w is not None:
@@ -187,7 +187,7 @@ class Governor:
         average = self._measure(phase)
         applied, full = self._applied(phase), self._full(phase)
         if self.limits.power_w is not None:
-            bound = power_bound(self.limits.power_w, average or 0.0, applied)
+            bound = power_bound(self.limits.power_w, average or 0.0, applied, self._power.label)
             unknown = average is None or "power" in self._missing or not self._watts.measured
             if unknown or (self._reader_is_slow and bound.effort > applied):
                 bound = replace(bound, effort=applied, urgent=False)

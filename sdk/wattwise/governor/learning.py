@@ -8,6 +8,7 @@ Without a power meter the same model in units of one thread's power serves, sinc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,10 @@ class Speeds:
         speed = self._measured.get(setting)
         return speed is not None and speed.tokens >= _TOKENS_FOR_TRUST
 
+    def known(self, setting: Setting) -> bool:
+        """Whether the plan knows it."""
+        return setting in self._rates
+
     def forget_others(self, setting: Setting) -> None:
         """The machine has changed (another clock): what was measured elsewhere no longer compares."""
         self._measured = {s: v for s, v in self._measured.items() if s == setting}
@@ -78,9 +83,13 @@ class Speeds:
 
 
 class Watts:
-    """Power above idle by setting at full duty. Units of watts once measured, of one thread's power before."""
+    """Power above idle by setting at full duty. Units of watts once measured, of one thread's power before.
 
-    def __init__(self) -> None:
+    known: what the plan knows of them; scaled to what was measured.
+    """
+
+    def __init__(self, known: Mapping[Setting, float] | None = None) -> None:
+        self.known = dict(known or {})
         self.idle_w: float | None = None  # measured while nothing was computed
         self.measured = False
         self._rows: dict[tuple[Setting, int], tuple[float, float]] = {}  # (setting, coarse duty) -> duty, watts
@@ -101,12 +110,23 @@ class Watts:
         self._fit = self._solve(watts, setting, duty)
 
     def active(self, setting: Setting) -> float:
-        """Watts above idle at full duty."""
-        own = self._latest.get(setting)
-        fitted = self._fit[1] + self._fit[2] * setting.threads
-        if own is not None:
-            fitted = max((own[1] - self.idle) / own[0], 0.3 * fitted)  # the idle power may have been another's
-        return max(fitted, 1e-3)
+        """Watts above idle at full duty: measured, else the plan's figure at the measured scale, else the fit's."""
+        if setting in self._latest:
+            return self._own(setting)
+        measured = next((s for s in reversed(self._latest) if s in self.known), None)
+        if setting in self.known and measured is not None:
+            return self._own(measured) * self.known[setting] / self.known[measured]
+        if setting in self.known and not self._latest:
+            return self.known[setting]
+        return self._fitted(setting)
+
+    def _own(self, setting: Setting) -> float:
+        duty, watts = self._latest[setting]
+        # Never far below what the fit says: the idle power that was measured may have been another program's.
+        return max((watts - self.idle) / duty, 0.3 * self._fitted(setting))
+
+    def _fitted(self, setting: Setting) -> float:
+        return max(self._fit[1] + self._fit[2] * setting.threads, 1e-3)
 
     def _solve(self, latest_w: float, setting: Setting, duty: float) -> tuple[float, float, float]:
         """Least squares for (idle, a, b), each row weighted by how well it is known."""
@@ -143,6 +163,10 @@ def best_setting(
         tokens = speeds.rate(setting) * min(1.0, effort / active)
         return tokens / (idle + min(effort, active)) ** _THRIFT
 
+    def foretold(setting: Setting) -> bool:
+        same_kind = (setting.draft_depth, setting.device) == (current.draft_depth, current.device)
+        return same_kind or speeds.tried(setting) or (speeds.known(setting) and setting in watts.known)
+
     here = score(current) if current in settings else 0.0
-    best = max(settings, key=score)
+    best = max((s for s in settings if foretold(s)), key=score, default=current)
     return best if score(best) > gain * here else current

@@ -26,7 +26,7 @@ GENTLE_START = 0.7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """An effort that a limit allows. urgent: do not wait for the usual interval between moves."""
+    """An effort that a limit allows. urgent: do not wait for the usual interval between moves. source: of measured."""
 
     limit: Literal["power", "temperature", "under-voltage", "battery"]
     effort: float
@@ -34,16 +34,17 @@ class Bound:
     allowed: float
     unit: str
     urgent: bool = False
+    source: str = ""
 
 
-def power_bound(cap_w: float, average_w: float, applied: float) -> Bound:
+def power_bound(cap_w: float, average_w: float, applied: float, source: str) -> Bound:
     """From a settled average: hold inside the deadband, else move by what is missing to just under the cap."""
     error = average_w - POWER_AIM * cap_w
     # Above the cap any excess counts; below it, half a deadband more must be free before something is handed back.
     inside = -1.25 * POWER_DEADBAND * cap_w < error < POWER_DEADBAND * cap_w
     effort = applied if inside else max(0.0, applied - error)
     return Bound(
-        limit="power", effort=effort, measured=average_w, allowed=cap_w, unit="W",
+        limit="power", effort=effort, measured=average_w, allowed=cap_w, unit="W", source=source,
         urgent=average_w > 1.08 * cap_w or average_w < 0.85 * cap_w,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from wattwise.events import Event
 from wattwise.governor.controls import Controls, Phase, Work
 from wattwise.governor.governor import Governor
 from wattwise.governor.pacing import Pacer
+from wattwise.governor.sensing import usable
 from wattwise_devices.meters.contract import MachineState, Meter
 from wattwise_runtimes.contracts import Engine
 
@@ -97,9 +98,9 @@ class Watch:
         return Watched(self, on_event)
 
     def look(self, work: Work) -> list[Event]:
-        """Read all sensors, let the governor decide, give back what there is to tell."""
-        readings = [reading for meter in self._meters if (reading := meter.read()) is not None]
-        moves = self.governor.update(self.clock_s(), readings, self._state(), work)
+        """Read the widest meter that answers and the state, let the governor decide; what there is to tell."""
+        best = next((reading for meter in self._meters if usable(reading := meter.read())), None)
+        moves = self.governor.update(self.clock_s(), [best] if best else [], self._state(), work)
         return [move.event for move in moves]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 
@@ -38,6 +39,11 @@ SAMPLES = Follow(settle_s=0.4, span_s=0.9, repeat_s=0.6)
 COUNTER = Follow(settle_s=0.3, span_s=0.9, repeat_s=0.6)
 
 
+def usable(reading: Reading | None) -> TypeGuard[Reading]:
+    """Whether there is a figure in it that is not old."""
+    return reading is not None and not reading.stale and (reading.power_w is not None or reading.energy_j is not None)
+
+
 class PowerTrack:
     """One power source at a time: the best that answers, kept while it does. rates_hz: new values, by source."""
 
@@ -46,17 +52,22 @@ class PowerTrack:
         self.follow = COUNTER
         self._rates_hz = dict(rates_hz or {})
         self._points: deque[tuple[float, float]] = deque()  # time and, by kind, joules so far or watts
-        self._counts = False
+        self._counts = self._estimated = False
         self._last_s: float | None = None
         self._fresh: tuple[float, float] | None = None
 
+    @property
+    def label(self) -> str:
+        """The source, and whether it is only an estimate."""
+        return f"{self.source}, estimated" if self._estimated else self.source or ""
+
     def add(self, now_s: float, readings: Sequence[Reading]) -> bool:
         """Take in one round of readings, best source first. True if the source was changed."""
-        usable = [r for r in readings if not r.stale and (r.power_w is not None or r.energy_j is not None)]
-        mine = next((r for r in usable if r.source == self.source), None)
+        answers = [r for r in readings if usable(r)]
+        mine = next((r for r in answers if r.source == self.source), None)
         changed = False
-        if mine is None and usable and (self.source is None or self.lost(now_s)):
-            mine, changed = usable[0], self.source is not None
+        if mine is None and answers and (self.source is None or self.lost(now_s)):
+            mine, changed = answers[0], self.source is not None
             self._begin(mine)
         if mine is not None:
             self._last_s = now_s
@@ -93,7 +104,7 @@ class PowerTrack:
         self._fresh = None
 
     def _begin(self, reading: Reading) -> None:
-        self.source = reading.source
+        self.source, self._estimated = reading.source, reading.estimated
         self._counts = reading.energy_j is not None and (reading.scope != "battery" or reading.power_w is None)
         self.follow = BATTERY if reading.scope == "battery" else COUNTER if self._counts else SAMPLES
         slowest_s = 1.1 / self._rates_hz.get(reading.source, float("inf"))

@@ -15,7 +15,8 @@ def moved_event(
     if bound is None or direction == "tuned":
         why = "more tokens for the same watts"
     elif direction == "down":
-        why = f"{bound.limit} {bound.measured:.1f} {bound.unit}, limit {bound.allowed:.1f} {bound.unit}"
+        source = f" ({bound.source})" if bound.source else ""
+        why = f"{bound.limit} {bound.measured:.1f} {bound.unit}{source}, limit {bound.allowed:.1f} {bound.unit}"
     else:
         why = f"room again, {bound.limit} {bound.measured:.1f} of {bound.allowed:.1f} {bound.unit}"
     if bound is not None and bound.limit == "under-voltage":
@@ -30,6 +31,7 @@ def moved_event(
         measured=None if bound is None else round(bound.measured, 3),
         allowed=None if bound is None else bound.allowed,
         unit="" if bound is None else bound.unit,
+        source="" if bound is None else bound.source,
     )
 
 
