@@ -4,9 +4,13 @@ Weights: onnxruntime packs every matrix into memory of its own. MatMulNBits keep
 per block; a float matrix is copied as float32, whatever it was stored as. The files stay mapped: embedding tables
 count as far as a long text touches them, i.e. wholly.
 Compute: with the arena off, the largest set of tensors alive at once. In a gated feed-forward that is four of its
-width and four of the model's, per token of a chunk; 7 MiB are library code and tables first touched by a run.
-Attention keeps no scores, except with a bias (trees): then heads x chunk x context.
-Measured on 400M int4 and int8 and 3M models, chunks 64 to 512, contexts 256 to 1024: within 3 % of the peak.
+width and four of the model's, per token of a chunk; 5 MiB are library code and tables first touched by a run.
+Attention keeps no scores, except with a bias (trees): then heads x chunk x context. Where keys and values are as wide
+as the queries, the heap hardly finds their places again, and most of those of all layers of a chunk add up (a fixed
+M_MMAP_THRESHOLD avoids that, at a tenth of the prefill's speed).
+Runtime: the session's own tables go by the number of layers.
+Measured on 400M int4 and int8 and 3M models, chunks 64 to 512, contexts 256 to 1024: within 3 % of the peak; on models
+of 3 to 60M of other shapes within 5 %.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from wattwise_runtimes.formats.onnx_file import OnnxFolder
 from wattwise_runtimes.formats.onnx_model import OnnxTensor
 from wattwise_runtimes.spec import ModelSpec
 
-_FIRST_RUN_BYTES = 7 << 20
+_FIRST_RUN_BYTES = 5 << 20
+_SESSION_BYTES, _SESSION_LAYER_BYTES = 1 << 20, 200 << 10
 _TABLES = ("token_embd.weight", "position_embd.weight")
 
 
@@ -42,7 +47,8 @@ def predict(folder: OnnxFolder, signature: Signature, spec: ModelSpec, load: Loa
     loading = (
         weights - _table_bytes(tensors) + mapped + max((t.nbytes for t in tensors if t.dtype != "float16"), default=0)
     )
-    return Ledger(weights=weights, kv=kv, compute=max(compute, loading - weights - kv))
+    session = _SESSION_BYTES + _SESSION_LAYER_BYTES * spec.layers
+    return Ledger(weights=weights, kv=kv, compute=max(compute, loading - weights - kv), runtime=session)
 
 
 def _resident_bytes(tensor: OnnxTensor, spec: ModelSpec) -> int:
@@ -73,6 +79,8 @@ def _compute_bytes(signature: Signature, spec: ModelSpec, load: LoadSpec) -> int
     ffn = spec.ffn if signature.kind == "ours" else 4 * spec.hidden  # a foreign folder does not say
     widths = 4 * max(ffn, spec.heads * spec.head_dim) + 4 * spec.hidden
     total = _FIRST_RUN_BYTES + 4 * chunk * widths + 2 * 4 * spec.vocab
+    if spec.kv_heads == spec.heads:
+        total += 3 * chunk * 2 * spec.kv_heads * spec.head_dim * spec.layers  # three quarters of them
     if load.tree_leaves > 0:
         kinds = 2 if spec.sliding_layers else 1
         total += np.dtype(signature.kv_dtype).itemsize * chunk * load.context * (kinds + spec.heads)
