@@ -18,7 +18,6 @@ import os
 import random
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 from limited import run_limited
 
 OUT = Path(__file__).parent / "out" / "predicted_vs_measured"
+CHILD = Path(__file__).with_name("planned_run.py")
 BUILTIN = "builtin"
 QUANTS = {
     "llamacpp": ("q4_0", "q8_0", "f16", "q4_k", "q6_k", "q5_1"),
@@ -97,62 +97,6 @@ def model_of(draw: Draw, folder: Path) -> str:
     return str(path if path.exists() else make(spec, draw.quant, folder).path)
 
 
-def measure(draw: Draw, model: str, budget: int) -> dict[str, Any]:
-    """In the child, under the limit: plan, load, read, decode, fill."""
-    import numpy as np
-
-    import wattwise
-    from wattwise.model import load_plan
-    from wattwise_devices.process_memory import resident_memory
-    from wattwise_runtimes.contracts import Batch
-
-    try:
-        made = wattwise.plan(model, budget=wattwise.Budget(memory=budget), engine=draw.engine, context=draw.context)
-    except wattwise.errors.MemoryBudgetError as error:
-        return {"outcome": "refused", "needed": error.needed, "allowed": error.allowed}
-    loaded = load_plan(made)
-    engine, vocab = loaded.engine, made.artifact.spec.vocab
-    rng = np.random.default_rng(draw.number)
-    prompt = max(8, int(draw.prompt_share * min(512, draw.context - 64)))
-    began = time.perf_counter()
-    engine.forward(Batch(rng.integers(0, vocab, prompt)))
-    ttft_s = time.perf_counter() - began
-    steps = min(48, draw.context - prompt - 1)
-    began = time.perf_counter()
-    for token in rng.integers(0, vocab, steps):
-        engine.forward(Batch([int(token)]))
-    step_s = (time.perf_counter() - began) / steps
-    engine.kv.clear()
-    began = time.perf_counter()
-    engine.forward(Batch(rng.integers(0, vocab, prompt)))
-    warm_s = time.perf_counter() - began
-    engine.kv.clear()
-    engine.forward(Batch(rng.integers(0, vocab, draw.context), logits="none"))  # every row and buffer is touched
-    line, predicted = made.roofline, {}
-    if line is not None:
-        predicted = {
-            "predicted_ttft_ms": 1e3 * line.prefill_s(prompt),
-            "predicted_per_second": 1 / line.decode_s(prompt + steps / 2),
-        }
-    return {
-        "outcome": "ran",
-        "quant": made.artifact.quant,
-        "parameters": made.artifact.spec.parameters(),
-        "weights_bytes": made.artifact.weights_bytes,
-        "threads": made.threads,
-        "threads_batch": made.threads_batch,
-        "kv_type": made.kv_type,
-        "chunk": made.chunk,
-        "prompt": prompt,
-        "predicted_bytes": made.ledger.total,
-        "measured_bytes": resident_memory().peak_bytes,
-        "measured_ttft_ms": 1e3 * ttft_s,
-        "measured_warm_ttft_ms": 1e3 * warm_s,
-        "measured_per_second": 1 / step_s,
-        **predicted,
-    }
-
-
 def run_one(draw: Draw, folder: Path, env: dict[str, str]) -> dict[str, Any]:
     """One draw in its group, and the bandwidth in the same minute."""
     import wattwise
@@ -161,8 +105,8 @@ def run_one(draw: Draw, folder: Path, env: dict[str, str]) -> dict[str, Any]:
     model = model_of(draw, folder / "models")
     ample = wattwise.plan(model, engine=draw.engine, context=draw.context)  # measures what is not known yet
     budget = round(ample.ledger.total * draw.budget_share)
-    request = json.dumps({"draw": dataclasses.asdict(draw), "model": model, "budget": budget})
-    done = run_limited([sys.executable, __file__, "--child", request], budget, env=env)
+    request = json.dumps({**dataclasses.asdict(draw), "model": model, "budget": budget})
+    done = run_limited([sys.executable, str(CHILD), request], budget, env=env)
     is_killed = done.returncode in (-9, 137)
     result: dict[str, Any] = {"outcome": "killed" if is_killed else "failed", "exit": done.returncode}
     if done.returncode == 0:
@@ -288,12 +232,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--engine", choices=(*QUANTS, "both"), default="both")
     parser.add_argument("--report", action="store_true", help="only the table and the picture")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        request = json.loads(options.child)
-        print(json.dumps(measure(Draw(**request["draw"]), request["model"], request["budget"])))
-        return
     if not options.report:
         run(options.draws, options.seed, options.out, list(QUANTS) if options.engine == "both" else [options.engine])
     rows = read(options.out / "draws.jsonl")
