@@ -31,7 +31,7 @@ from wattwise_runtimes.formats.atomic import write_file_atomically
 from wattwise_runtimes.rates import FOOTPRINTS, EngineRates
 
 _log = logging.getLogger("wattwise")
-_METHOD = 6  # of measuring; raise it when what is stored means something else
+_METHOD = 7  # of measuring; raise it when what is stored means something else
 _TIMEOUT_S = 180
 _CHILD_BYTES = 170 << 20  # of a measuring process without its model
 _SHAKY_SPREAD, _SHAKY_SHARE, _SHAKY_FOR_S = 0.5, 0.7, 600.0
