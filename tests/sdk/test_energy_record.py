@@ -58,7 +58,8 @@ def test_a_reply_has_joules_by_phase_gross_and_net() -> None:
     stats = stream.reply.stats
     assert stats.energy_source == "known:board" and stats.energy_scope == "board" and stats.energy_estimated is False
     assert stats.idle_w == pytest.approx(IDLE_W, rel=0.02)
-    assert stats.prompt_j == pytest.approx(IDLE_W * stats.prompt_ms / 1e3, rel=0.25)
+    assert stats.energy is not None
+    assert stats.prompt_j == pytest.approx(IDLE_W * stats.energy["prompt"]["covered_s"], rel=0.02), "busy only later"
     assert stats.predicted_j is not None and stats.predicted_j > 0
     assert stats.predicted_j_per_token == pytest.approx(stats.predicted_j / (stats.predicted_n - 1))
     details = json.loads(json.dumps(stats.energy))["predicted"]

@@ -64,7 +64,12 @@ def watch_for(plan: Plan, engine: Engine, machine: Machine) -> Watch | None:
                 "wattwise devices",
                 clash=(asked, f"no {sensor.split(' ', 1)[1]}"),
             )
-    space = ControlSpace.of_threads(plan.threads, plan.threads_batch, adjustable=engine.capabilities.threads_adjustable)
+    space = ControlSpace.of_threads(
+        plan.threads,
+        plan.threads_batch,
+        adjustable=engine.capabilities.threads_adjustable,
+        rates={n: speed for n, speed in plan.speeds if n <= plan.threads},
+    )
     governor = Governor(
         limits, space, idle_w=_idle_w(meters, machine), rates_hz={meter.name: meter.rate_hz for meter in meters}
     )
