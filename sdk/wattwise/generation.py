@@ -137,7 +137,9 @@ class Generation:
                 self._parts.append(text)
                 left_ns = time.perf_counter_ns()
                 yield Piece(text, stats)
-                away_ns += time.perf_counter_ns() - left_ns
+                reader_ns = time.perf_counter_ns() - left_ns
+                away_ns += reader_ns
+                self._pilot.away(reader_ns / 1e9)
             if self._text.stopped is not None:
                 self.finish_reason = "stop"
                 break

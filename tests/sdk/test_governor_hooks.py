@@ -110,14 +110,30 @@ def test_rests_make_up_the_share_of_time_that_the_pace_says() -> None:
 def test_the_readers_time_counts_as_rest_but_is_not_hoarded() -> None:
     clock = Clock()
     pacer = Pacer(lambda: clock.now_s)
-    clock.now_s += 60  # a reader who went for coffee
+    clock.now_s += 60
+    pacer.away(60)  # a reader who went for coffee
     pacer.rest(lambda: 0.5, clock.sleep)
     pacer.started()
     clock.now_s += 1.0
     pacer.ended(0.5)
-    clock.now_s += 0.3
+    clock.now_s += 0.4  # of which a tenth of a second went into choosing the next token
+    pacer.away(0.3)
     pacer.rest(lambda: 0.5, clock.sleep)
-    assert sum(clock.slept) == pytest.approx(1.0 - 0.3 - CREDIT_S)
+    assert pacer.busy_s() == pytest.approx(1.1)
+    assert sum(clock.slept) == pytest.approx(1.1 - 0.3 - CREDIT_S)
+
+
+def test_the_time_between_replies_is_rest() -> None:
+    clock = Clock()
+    pacer = Pacer(lambda: clock.now_s)
+    pacer.started()
+    clock.now_s += 1.0
+    pacer.ended(0.5)
+    clock.now_s += 10
+    pacer.idle()
+    pacer.rest(lambda: 0.5, clock.sleep)
+    assert clock.slept == []
+    assert pacer.busy_s() == pytest.approx(1.0)
 
 
 def test_a_pace_that_is_lifted_ends_the_rest() -> None:

@@ -22,6 +22,10 @@ from wattwise.governor.wording import moved_event
 from wattwise_devices.meters.contract import MachineState, Reading
 
 AVERAGE_S = 6.0
+PACED = 0.8  # of the pace: computing less is somebody else's doing
+LEAST_DUTY = 0.15  # of the time, to tell what computing costs from what waiting costs
+LATE_S = 1.0  # sources that follow later than this are confused by what was before
+IDLE_FORGOTTEN_S, PHASE_FORGOTTEN_S = 3.0, 2.0
 DOWN, UP = 0.985, 1.02  # relative changes of effort below and above which a move is worth it
 EARLY_GAIN, LATE_GAIN = 1.03, 1.08  # how much better another setting must be while settling in, and later
 FULL_PACE = 0.985  # from here on sleeping is not worth it
@@ -55,14 +59,16 @@ class Governor:
         self._power, self._duty, self._intervals = PowerTrack(rates_hz), DutyTrack(), Intervals()
         self._thermal = Thermal(limits.temperature_c) if limits.temperature_c is not None else None
         self._first_s: float | None = None
-        self._moved_s = self._now_s = 0.0
+        self._now_s = 0.0
+        self._moved_s = 0.0  # since then watts speak of the controls as they are
+        self._has_computed = False
+        self._phase_s = 0.0  # since then this phase lasts
         self._work = Work(phase="idle")
         self._missing: set[str] = set()
         self._unreachable: set[str] = set()
         self._most_threads: int | None = None  # under-voltage
         self._voltage_s = 0.0
         self._held_blind: float | None = None
-        self._reader_is_slow = False
 
     @property
     def controls(self) -> Controls:
@@ -95,7 +101,7 @@ class Governor:
         While idle, at the edges of replies, it only looks: at the idle power, and at what the machine says.
         """
         if self._first_s is None:
-            self._first_s = self._moved_s = now_s
+            self._first_s = self._moved_s = self._phase_s = now_s
         self._now_s = now_s
         events = self.notices.look(self._at_s, state, self.limits)
         events += self._take_in(readings, state)
@@ -142,18 +148,28 @@ class Governor:
             self._speeds[work.phase].forget_others(self._settings[work.phase])
         if work.phase == before.phase:
             if work.phase == "idle":
-                average = self._power.idle(self._moved_s, self._now_s)
+                average = self._power.idle(self._phase_s, self._now_s)
                 self._watts.idle_w = average if average is not None else self._watts.idle_w
-            elif self._now_s > self._moved_s:
+            elif self._now_s > self._moved_s:  # else some of them were made in another setting
                 tokens, seconds = work.tokens - before.tokens, work.computed_s - before.computed_s
                 self._speeds[work.phase].add(self._settings[work.phase], tokens, seconds)
             return []
-        started, self._moved_s = before.phase == "idle", self._now_s
-        if started:
-            self._intervals.settle(self._now_s)
-        if started and self._thermal is not None and work.phase != "idle":
+        self._change_phase(before.phase, work.phase)
+        if before.phase == "idle" and self._thermal is not None:
             return self._start_gently(work.phase)
         return []
+
+    def _change_phase(self, before: Phase, after: Phase) -> None:
+        """Averages go on over short phases, or short replies one after another would never be seen."""
+        lasted_s, self._phase_s = self._now_s - self._phase_s, self._now_s
+        late = self._power.follow.settle_s > LATE_S
+        forget_after_s = {"idle": IDLE_FORGOTTEN_S if late else float("inf"), "prefill": PHASE_FORGOTTEN_S}
+        if after != "idle" and not self._has_computed:
+            self._has_computed = True
+            self._moved_s = self._now_s
+            self._intervals.settle(self._now_s)
+        if after != "idle" and lasted_s > forget_after_s.get(before, float("inf")):
+            self._moved_s = self._now_s
 
     def _start_gently(self, phase: Phase) -> list[Move]:
         assert self._thermal is not None
@@ -188,12 +204,11 @@ class Governor:
         applied, full = self._applied(phase), self._full(phase)
         if self.limits.power_w is not None:
             bound = power_bound(self.limits.power_w, average or 0.0, applied, self._power.label)
-            unknown = average is None or "power" in self._missing or not self._watts.measured
-            if unknown or (self._reader_is_slow and bound.effort > applied):
+            if average is None or "power" in self._missing:
                 bound = replace(bound, effort=applied, urgent=False)
             bounds.append(bound)
         if self._thermal is not None:
-            since = self._now_s - self._moved_s
+            since = self._now_s - max(self._moved_s, self._phase_s)
             if "temperature" in self._missing:
                 bounds.append(self._blind(applied))
             elif (heat := self._thermal.bound(self._now_s, since, applied, full)) is not None:
@@ -221,14 +236,18 @@ class Governor:
     def _measure(self, phase: Phase) -> float | None:
         """Mean watts since the last move, also learned from; None while it is too early to say."""
         average = self._power.average(self._moved_s, self._now_s, AVERAGE_S)
-        if average is None:
-            return None
         duty = self._duty.share(self._moved_s + self._power.follow.settle_s, self._now_s, AVERAGE_S)
-        duty = self._pace if duty is None else duty
-        self._reader_is_slow = duty < 0.8 * self._pace  # then the cap is kept by somebody else
-        if not self._reader_is_slow:
-            self._watts.add(self._settings[phase], duty, average)
-        return average
+        if average is None or duty is None:
+            return None
+        setting = self._settings[phase]
+        if duty > PACED * self._pace:
+            self._watts.add(setting, duty, average)
+            return average
+        # Pauses between replies, or a slow reader: what counts is the power once it computes at its pace again.
+        if self._watts.idle_w is None or duty < LEAST_DUTY:
+            return None
+        self._watts.add(setting, duty, average)
+        return self._watts.idle_w + self._applied(phase)
 
     def _act(self, phase: Phase, bounds: list[Bound]) -> list[Move]:
         moves = self._under_voltage(phase)

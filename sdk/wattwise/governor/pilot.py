@@ -52,6 +52,10 @@ class Pilot(Protocol):
         """Called after a step of so many tokens."""
         ...
 
+    def away(self, seconds: float) -> None:
+        """The reader of the stream took so long."""
+        ...
+
 
 class Free:
     """No limits: nothing is watched, nothing waits."""
@@ -74,6 +78,9 @@ class Free:
         pass
 
     def after(self, tokens: int) -> None:
+        pass
+
+    def away(self, seconds: float) -> None:
         pass
 
 
@@ -120,6 +127,7 @@ class Watched:
 
     def __enter__(self) -> Watched:
         watch = self._watch
+        watch.pacer.idle()
         watch.untold += watch.look(Work(phase="idle", busy_s=watch.pacer.busy_s()))  # the end of the idle time
         stop = watch.governor.stopped
         if stop is not None and stop not in watch.untold:  # told with an earlier reply; this one ends by it too
@@ -167,6 +175,9 @@ class Watched:
         took_s = self._watch.pacer.ended(self._watch.applied.pace)
         phase, done, seconds = self._progress
         self._progress = (phase, done + tokens, seconds + took_s)
+
+    def away(self, seconds: float) -> None:
+        self._watch.pacer.away(seconds)
 
     def _run(self) -> None:
         while not self._ended.wait(TICK_S):
