@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.simulated_machine import LAPTOP, LAPTOP_RAPL, MACHINES, PHONE, PI5_BARE, PI5_FAN, Doing, SimulatedMachine
-from support.simulated_machine.driving import TICK_S, Drive, governor_for, look_at, most_within, window_means
+from support.simulated_machine import LAPTOP, LAPTOP_RAPL, MACHINES, PHONE, PI5_BARE, PI5_FAN, SimulatedMachine
+from support.simulated_machine.comparing import cap_at, flat_out_and_sleep, metered_j, most_saved
+from support.simulated_machine.driving import Drive, governor_for, look_at, most_within, window_means
 from support.simulated_machine.physics import MachineSpec, load
 from support.simulated_machine.random_machines import random_machine
 from wattwise.events import (
@@ -38,15 +39,6 @@ def drive(spec: MachineSpec, folder: Path, limits: Limits, *, seed: int = 0, rat
     driven = Drive(machine, governor_for(machine, limits, rates=rates), look_at(machine))
     driven.idle(5)
     return driven
-
-
-def metered_idle_w(spec: MachineSpec) -> float:
-    return spec.idle_w - (spec.elsewhere_w if spec.sensors.power == "rapl" else 0.0)
-
-
-def cap_at(spec: MachineSpec, share: float) -> float:
-    """A cap between waiting (0) and the plan's threads flat out (1)."""
-    return metered_idle_w(spec) + share * load(spec, spec.plan_threads, "decode").active_w
 
 
 def ceiling_at(spec: MachineSpec, share: float) -> float:
@@ -137,33 +129,6 @@ def test_both_limits_at_once(tmp_path: Path) -> None:
     assert limits == {"power", "temperature"}, "power first; later, when the heatsink has warmed up, temperature"
 
 
-def flat_out_and_sleep(spec: MachineSpec, folder: Path, watts: float, seconds: float) -> float:
-    """Joules a token of all the plan's threads at full speed, asleep whenever the average is above `watts`."""
-    machine = SimulatedMachine(spec, folder)
-    machine.advance(5)
-    start_s, joules, tokens, drawn_j = machine.now_s, machine.joules, machine.tokens, 0.0
-    while machine.now_s < start_s + seconds:
-        busy = Doing(threads=spec.plan_threads) if drawn_j <= watts * (machine.now_s - start_s) else Doing(threads=0)
-        machine.advance(TICK_S, busy)
-        drawn_j = _metered_j(machine, joules, start_s)
-    return drawn_j / (machine.tokens - tokens)
-
-
-def _metered_j(machine: SimulatedMachine, joules: float, start_s: float) -> float:
-    unseen_w = machine.spec.idle_w - machine.metered_w(machine.spec.idle_w)
-    return machine.joules - joules - unseen_w * (machine.now_s - start_s)
-
-
-def most_saved(spec: MachineSpec, watts: float) -> float:
-    """The largest share of joules that any thread count and pace can save at this power, by the formulas."""
-
-    def tokens_per_s(threads: int) -> float:
-        figures = load(spec, threads, "decode")
-        return min(1.0, (watts - metered_idle_w(spec)) / figures.active_w) / figures.seconds_per_token
-
-    return 1 - tokens_per_s(spec.plan_threads) / max(tokens_per_s(n) for n in range(1, spec.plan_threads + 1))
-
-
 @pytest.mark.parametrize("spec", [PI5_BARE, PI5_FAN, LAPTOP, LAPTOP_RAPL, PHONE], ids=lambda spec: spec.name)
 def test_fewer_joules_per_token_than_flat_out_and_sleeping(spec: MachineSpec, tmp_path: Path) -> None:
     cap_w = cap_at(spec, 0.5)
@@ -172,7 +137,7 @@ def test_fewer_joules_per_token_than_flat_out_and_sleeping(spec: MachineSpec, tm
     machine = driven.machine
     start_s, joules, tokens = machine.now_s, machine.joules, machine.tokens
     driven.decode(100)
-    drawn_j = _metered_j(machine, joules, start_s)
+    drawn_j = metered_j(machine, joules, start_s)
     governed_j = drawn_j / (machine.tokens - tokens)
     plain_j = flat_out_and_sleep(spec, tmp_path / "plain", drawn_j / 100, 100)
     saved = 1 - governed_j / plain_j
