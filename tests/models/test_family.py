@@ -120,7 +120,7 @@ def test_acceptance_is_that_of_drafting_token_by_token(made: MicroFamily) -> Non
                 rounds, accepted, at = rounds + 1, accepted + run, at + run + 1
     assert total.tokens == tokens == sum(tally.tokens for tally in sources.values())
     assert (total.rounds[4], total.run_tokens[4]) == (rounds, accepted)
-    assert 0 < total.accepted < tokens
+    assert 0 < total.accepted <= tokens  # two such small models may well agree on everything
 
 
 def plain_greedy(model, prompt: list[int], limit: int, *, stop: bool = True) -> list[int]:
