@@ -184,8 +184,8 @@ class Model:
     ) -> Stream:
         """A reply as it is made; use it in a `with`, whose exit cancels.
 
-        messages: a user's text, or a list of {"role", "content"}. tools: functions that the model may call, in OpenAI's
-        shape; calls are in the reply's `tool_calls`. raw: the text is the prompt as it is, no chat
+        messages: a user's text, or a list of {"role", "content"}. tools: functions that the model may call, in
+        OpenAI's shape; its calls are in the reply's `tool_calls`. raw: the text is the prompt as it is, without a chat
         template. Sampling by keyword (temperature, top_k, top_p, min_p, seed, ...; see SamplerParams) or as `sampler`.
         on_start and on_end are called around the work, on_end with the reply, whatever ended it. on_event is called
         as events happen, perhaps from another thread; all of them are on the reply as well.
