@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from wattwise_devices.meters.contract import Reading, Scope
+from wattwise_devices.meters.described import DescribedMeter
 from wattwise_devices.meters.source import finite
 from wattwise_devices.system import System
 
@@ -20,7 +21,7 @@ PLAUSIBLE_W = 400.0  # a longer silence than the range lasts at this power may h
 STANDSTILL_S = 2.0
 
 
-class CounterMeter:
+class CounterMeter(DescribedMeter):
     """window_s: power is the mean over about so long. standstill_s: an unmoving count is stale after it."""
 
     def __init__(
@@ -38,7 +39,7 @@ class CounterMeter:
         standstill_s: float = STANDSTILL_S,
         at_least_j: Callable[[], float | None] | None = None,
     ) -> None:
-        self._scope: Scope = scope
+        self._scope = scope
         self._name, self._system, self._count_j = name, system, count_j
         self._range_j, self._resolution_j, self._rate_hz, self._estimated = range_j, resolution_j, rate_hz, estimated
         self._window_s, self._standstill_s, self._at_least_j = window_s, standstill_s, at_least_j
@@ -47,22 +48,6 @@ class CounterMeter:
         self._energy_j = self._read_s = self._moved_s = 0.0
         self._points: deque[tuple[float, float]] = deque()
         self.read()
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def scope(self) -> Scope:
-        return self._scope
-
-    @property
-    def rate_hz(self) -> float:
-        return self._rate_hz
-
-    @property
-    def estimated(self) -> bool:
-        return self._estimated
 
     @property
     def resolution_j(self) -> float | None:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from wattwise_devices.errors import CorruptArtifact
 from wattwise_devices.meters.contract import Reading, Scope
+from wattwise_devices.meters.described import DescribedMeter
 from wattwise_devices.meters.source import finite
 from wattwise_devices.system import System
 
@@ -22,7 +23,7 @@ _LONGEST_HOLD = 3.0  # a sample is valid until the next, at the end for so many 
 _MOST_BYTES = 256 << 20
 
 
-class ReplayMeter:
+class ReplayMeter(DescribedMeter):
     """Starts at the recording's first sample when it is made; None after its end and where it has gaps."""
 
     def __init__(self, path: Path, system: System) -> None:
@@ -33,27 +34,12 @@ class ReplayMeter:
         self._step_s = gaps[len(gaps) // 2] if gaps else 1.0
         first = self._readings[0]
         self._name = f"replay:{first.source}"
-        self._scope: Scope = first.scope
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def scope(self) -> Scope:
-        return self._scope
+        self._scope = first.scope
+        self._estimated = True
 
     @property
     def rate_hz(self) -> float:
         return 1 / self._step_s
-
-    @property
-    def estimated(self) -> bool:
-        return True
-
-    @property
-    def resolution_j(self) -> float | None:
-        return None
 
     def read(self) -> Reading | None:
         now_s = self._system.clock_s() - self._start_s

@@ -9,13 +9,14 @@ import threading
 from collections.abc import Callable
 
 from wattwise_devices.meters.contract import Reading, Scope
+from wattwise_devices.meters.described import DescribedMeter
 from wattwise_devices.meters.source import finite
 from wattwise_devices.system import System
 
 _POSSIBLE_W = 10_000.0
 
 
-class SampleMeter:
+class SampleMeter(DescribedMeter):
     """standstill_s: a value that has not changed for longer is stale; None where a steady value is normal."""
 
     def __init__(
@@ -29,32 +30,12 @@ class SampleMeter:
         standstill_s: float | None = None,
         estimated: bool = False,
     ) -> None:
-        self._scope: Scope = scope
+        self._scope = scope
         self._name, self._system, self._watts = name, system, watts
         self._rate_hz, self._standstill_s, self._estimated = rate_hz, standstill_s, estimated
         self._lock = threading.Lock()
         self._last_w: float | None = None
         self._moved_s = self._looked_s = system.clock_s()
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def scope(self) -> Scope:
-        return self._scope
-
-    @property
-    def rate_hz(self) -> float:
-        return self._rate_hz
-
-    @property
-    def estimated(self) -> bool:
-        return self._estimated
-
-    @property
-    def resolution_j(self) -> float | None:
-        return None
 
     def read(self) -> Reading | None:
         with self._lock:
