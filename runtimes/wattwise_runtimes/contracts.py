@@ -7,6 +7,8 @@ Words used throughout
 - position: a token's place in the text as the model's position encoding sees it, from 0.
 - row: one entry of the KV cache, the keys and values of one token over all layers. Rows are held in order of
   position. After `drop` there are holes: fewer rows than positions. Nothing is ever renumbered silently.
+- head rows: after `drop_by_head` every layer and KV head holds the same number of rows, but of other tokens. What was
+  appended since then is held by all of them.
 - batch: the tokens of one forward call. A chain follows the cache; a tree branches off its end.
 """
 
@@ -83,8 +85,9 @@ class Capabilities:
 
     tree_tokens: largest tree batch; 0: no trees. drop: "token" (whole rows), "head" (own rows per layer and
     KV head as well), "none". keys, attention: `view()` can give them. export: `export`/`restore` work.
-    truncate: the KV store can rewind (recurrent models cannot). cancel_within_ms: how soon a running chunk
-    notices a cancellation, None if only between chunks. threads_adjustable: `set_threads` works after loading.
+    truncate: the KV store can rewind (recurrent models cannot). shift: `KVStore.shift` can move keys to other
+    positions. cancel_within_ms: how soon a running chunk notices a cancellation, None if only between chunks.
+    threads_adjustable: `set_threads` works after loading.
     """
 
     tree_tokens: int = 0
@@ -93,6 +96,7 @@ class Capabilities:
     attention: bool = False
     export: bool = False
     truncate: bool = True
+    shift: bool = False
     cancel_within_ms: float | None = None
     threads_adjustable: bool = False
 
@@ -166,14 +170,18 @@ class Artifact:
 class KVView:
     """What an eviction policy may look at: plain data, read-only, nothing that reaches back into the engine.
 
-    positions: int64 [rows]. keys(layer): float32 [kv_heads, rows, head_dim], after RoPE, or None where the engine
-    cannot read them. attention(layer): float32 [heads, queries, rows] of the last forward call, or None.
+    positions: int64 [rows]; with head rows, those of layer 0 and head 0. keys(layer): float32 [kv_heads, rows,
+    head_dim], after RoPE, or None where the engine cannot read them. attention(layer): float32 [heads, queries, rows],
+    after the softmax, of the last chunk of the last forward call (`LoadSpec.chunk` tokens at most), over the rows held
+    now; None where it is not available or rows have changed since. head_positions(layer): int64 [kv_heads, rows], None
+    while every head holds the same tokens.
     """
 
     positions: np.ndarray
     layers: int
     keys: Callable[[int], np.ndarray] | None = None
     attention: Callable[[int], np.ndarray] | None = None
+    head_positions: Callable[[int], np.ndarray] | None = None
 
 
 class KVStore(Protocol):
@@ -186,7 +194,10 @@ class KVStore(Protocol):
 
     @property
     def positions(self) -> np.ndarray:
-        """Positions of the rows held, int64 [length], increasing (after a tree: until `accept`, by node)."""
+        """Positions of the rows held, int64 [length], increasing (after a tree: until `accept`, by node).
+
+        With head rows: those of layer 0 and head 0; `view().head_positions` has the others.
+        """
         ...
 
     @property
@@ -209,7 +220,10 @@ class KVStore(Protocol):
         ...
 
     def truncate(self, position: int) -> None:
-        """Rewind: forget every row at `position` or later. Earlier holes stay holes."""
+        """Rewind: forget every row at `position` or later. Earlier holes stay holes.
+
+        With head rows, `position` - 1 must be held by all heads (or nothing be left): ValueError otherwise.
+        """
         ...
 
     def drop(self, positions: Sequence[int]) -> None:
@@ -217,6 +231,24 @@ class KVStore(Protocol):
 
         Raises ValueError for a position not held or for the newest one (decoding continues from it), and
         PlanError where `Capabilities.drop` is "none".
+        """
+        ...
+
+    def drop_by_head(self, keep: np.ndarray) -> None:
+        """Keep other rows in every layer and KV head: positions int64 [layers, kv_heads, kept], increasing in the last
+        dimension. Later rows keep their positions; `length` is `kept` from now on.
+
+        The newest row must be kept by all. Raises ValueError for positions that are not held, and PlanError unless
+        `Capabilities.drop` is "head".
+        """
+        ...
+
+    def shift(self, start: int, stop: int, by: int) -> None:
+        """Give the rows with start <= position < stop the position + by, and turn their keys to it (RoPE is linear in
+        the position: PIE, LM-Infinite). Values stay: they still speak of the old neighbourhood.
+
+        Raises ValueError where the moved rows would not stay in order or go below 0, and with head rows, and PlanError
+        where `Capabilities.shift` is False.
         """
         ...
 
@@ -232,7 +264,10 @@ class KVStore(Protocol):
         ...
 
     def export(self, start: int = 0, stop: int | None = None) -> bytes:
-        """Rows with start <= position < stop as bytes that `restore` of an equal engine reads back."""
+        """Rows with start <= position < stop as bytes that `restore` of an equal engine reads back.
+
+        With head rows, only all of them at once (start 0, stop None); `restore` then needs an empty store.
+        """
         ...
 
     def restore(self, data: bytes) -> None:

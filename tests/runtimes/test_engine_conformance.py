@@ -270,6 +270,169 @@ def test_view_gives_the_keys(engine: Engine, row: Row) -> None:
             assert np.abs(view.keys(layer) - want.keys(layer)).max() < max(1e-4, row.tolerance)
 
 
+@pytest.fixture
+def scoring_engine(row: Row, tmp_path: Path) -> Iterator[Engine]:
+    """Loaded for reading attention."""
+    load = replace(LOAD, attention_scores=True)
+    try:
+        made = row.make(SPEC, WEIGHTS, load, tmp_path)
+    except PlanError as refusal:  # said by name is allowed
+        pytest.skip(f"{row.name} has no attention scores: {refusal}")
+    yield made
+    made.close()
+
+
+def test_view_gives_the_attention_of_the_last_chunk(scoring_engine: Engine, row: Row) -> None:
+    engine, ref = scoring_engine, reference()
+    assert engine.capabilities.attention
+    tolerance = max(1e-5, 0.1 * row.tolerance)
+    for tokens in (IDS[:20], IDS[20:26], IDS[26:27]):  # two chunks and six tokens more, one chunk, one token
+        for e in (engine, ref):
+            e.forward(Batch(tokens))
+        view, want = engine.kv.view(), ref.kv.view()
+        assert view.attention is not None and want.attention is not None
+        for layer in range(SPEC.layers):
+            got = view.attention(layer)
+            assert got.shape == want.attention(layer).shape == (SPEC.heads, min(6, len(tokens)), ref.kv.length)
+            assert got.dtype == np.float32
+            assert np.abs(got.sum(axis=2) - 1).max() < 1e-3
+            assert np.abs(got - want.attention(layer)).max() < tolerance
+    engine.kv.drop([3, 4])
+    assert engine.kv.view().attention is None, "scores over rows that are gone are no scores"
+    engine.forward(Batch(IDS[27:33]))
+    ref.kv.drop([3, 4])
+    ref.forward(Batch(IDS[27:33]))
+    got, want = engine.kv.view().attention, ref.kv.view().attention
+    assert got is not None and want is not None
+    assert np.abs(got(1) - want(1)).max() < tolerance, "by position, also after holes"
+
+
+def test_scoring_changes_no_logits(scoring_engine: Engine, row: Row) -> None:
+    expect(scoring_engine.forward(Batch(IDS, logits="all")), reference().forward(Batch(IDS, logits="all")), row)
+
+
+def head_rows(length: int, kept: int, seed: int = 5) -> np.ndarray:
+    """Other positions for every layer and KV head, the last two among them."""
+    rng = np.random.default_rng(seed)
+    heads = [np.sort(rng.permutation(length - 2)[: kept - 2]) for _ in range(SPEC.layers * SPEC.kv_heads)]
+    chosen = np.stack(heads).reshape(SPEC.layers, SPEC.kv_heads, kept - 2)
+    last = np.broadcast_to([length - 2, length - 1], (SPEC.layers, SPEC.kv_heads, 2))
+    return np.concatenate([chosen, last], axis=2)
+
+
+def test_heads_may_keep_different_rows(engine: Engine, row: Row) -> None:
+    keep = head_rows(30, 12)
+    if engine.capabilities.drop != "head":
+        engine.forward(Batch(IDS[:30]))
+        with pytest.raises(PlanError, match="head"):
+            engine.kv.drop_by_head(keep)
+        assert engine.kv.length == 30
+        return
+    ref = reference()
+    for e in (engine, ref):
+        e.forward(Batch(IDS[:30]))
+        e.kv.drop_by_head(keep)
+        assert (e.kv.length, e.kv.next_position) == (12, 30)
+        assert e.kv.positions.tolist() == keep[0, 0].tolist()
+        found = e.kv.view().head_positions
+        assert found is not None
+        assert all(np.array_equal(found(layer), keep[layer]) for layer in range(SPEC.layers))
+    want = ref.forward(Batch(IDS[30:], logits="all"))
+    full = reference().forward(Batch(IDS, logits="all"))[30:]
+    assert np.abs(want - full).max() > 0.01 * full.std(), "the test's own reference must feel the eviction"
+    expect(engine.forward(Batch(IDS[30:], logits="all")), want, row)
+    view, wanted = engine.kv.view(), ref.kv.view()
+    assert view.keys is not None and wanted.keys is not None
+    for layer in range(SPEC.layers):
+        assert np.abs(view.keys(layer) - wanted.keys(layer)).max() < max(1e-4, row.tolerance)
+
+
+def test_head_rows_can_be_dropped_again_rewound_and_exported(engine: Engine, row: Row, tmp_path: Path) -> None:
+    if engine.capabilities.drop != "head":
+        pytest.skip("has no rows by head")
+    keep, ref = head_rows(30, 12), reference()
+    for e in (engine, ref):
+        e.forward(Batch(IDS[:30]))
+        e.kv.drop_by_head(keep)
+        e.forward(Batch(IDS[30:36]))
+        with pytest.raises(ValueError):
+            e.kv.truncate(20)
+        e.kv.truncate(33)
+        assert (e.kv.length, e.kv.next_position) == (15, 33)
+        e.kv.drop([29, 31])  # held by all
+        again = np.concatenate([keep[:, :, :10], np.broadcast_to([30, 32], (*keep.shape[:2], 2))], axis=2)
+        e.kv.drop_by_head(again[:, :, 3:])
+    blob = engine.kv.export() if engine.capabilities.export else None
+    want = ref.forward(Batch(IDS[33:], logits="all"))
+    expect(engine.forward(Batch(IDS[33:], logits="all")), want, row)
+    if blob is not None:
+        engine.kv.clear()
+        engine.kv.restore(blob)
+        assert engine.kv.export() == blob
+        expect(engine.forward(Batch(IDS[33:], logits="all")), want, row)
+        other = reference()
+        other.forward(Batch(IDS[:4]))
+        with pytest.raises(ValueError, match="together"):
+            engine.kv.export(0, 31)
+
+
+def test_head_rows_that_cannot_be_are_refused(engine: Engine) -> None:
+    if engine.capabilities.drop != "head":
+        pytest.skip("has no rows by head")
+    engine.forward(Batch(IDS[:10]))
+    good = head_rows(10, 5)
+    without_newest, not_held, disordered = good.copy(), good.copy(), good[:, :, ::-1]
+    without_newest[1, 0, -1], not_held[0, 0, -1] = 7, 11
+    for bad in (without_newest, not_held, disordered, good[:1], good[0], good[:, :, :0]):
+        with pytest.raises(ValueError):
+            engine.kv.drop_by_head(bad)
+    assert engine.kv.length == 10
+
+
+def test_shifted_keys_stand_where_they_were_moved_to(engine: Engine, row: Row) -> None:
+    if not engine.capabilities.shift:
+        engine.forward(Batch(IDS[:10]))
+        with pytest.raises(PlanError):
+            engine.kv.shift(5, 10, -2)
+        return
+    ref = reference()
+    for e in (engine, ref):
+        e.forward(Batch(IDS[:20]))
+        e.kv.drop([6, 7, 8])
+        e.kv.shift(9, 20, -3)
+        assert e.kv.positions.tolist() == list(range(17))
+        assert e.kv.next_position == 17
+    want = ref.forward(Batch(IDS[20:], logits="all"))
+    expect(engine.forward(Batch(IDS[20:], logits="all")), want, row)
+    plain = reference()  # in the first layer keys depend on token and position only, so they are what they would be
+    plain.forward(Batch([*IDS[:6], *IDS[9:]]))
+    keys, exact = engine.kv.view().keys, plain.kv.view().keys
+    assert keys is not None and exact is not None
+    assert np.abs(keys(0) - exact(0)).max() < max(1e-4, row.tolerance)
+
+
+def test_a_shift_may_open_a_gap(engine: Engine, row: Row) -> None:
+    if not engine.capabilities.shift:
+        pytest.skip("cannot shift")
+    ref = reference()
+    for e in (engine, ref):
+        e.forward(Batch(IDS[:12]))
+        e.kv.shift(8, 12, 5)
+        assert e.kv.positions.tolist() == [*range(8), 13, 14, 15, 16]
+    expect(engine.forward(Batch(IDS[12:15], logits="all")), ref.forward(Batch(IDS[12:15], logits="all")), row)
+
+
+def test_shifts_out_of_order_are_refused(engine: Engine) -> None:
+    if not engine.capabilities.shift:
+        pytest.skip("cannot shift")
+    engine.forward(Batch(IDS[:10]))
+    for start, stop, by in ((5, 10, -1), (0, 10, -1), (2, 4, 3)):
+        with pytest.raises(ValueError):
+            engine.kv.shift(start, stop, by)
+    assert engine.kv.positions.tolist() == list(range(10))
+    engine.kv.shift(3, 3, -9)  # no rows, nothing to do
+
+
 def test_export_and_restore_continue_identically(row: Row, engine: Engine, tmp_path: Path) -> None:
     if not engine.capabilities.export:
         pytest.skip("cannot export")

@@ -138,6 +138,16 @@ class LlamaKV:
         self._held[: len(kept)] = kept
         self._count = len(kept)
 
+    def drop_by_head(self, keep: np.ndarray) -> None:
+        raise PlanError(
+            "llama.cpp keeps one cell per token for all layers and heads, so heads cannot keep different rows. "
+            "Use the onnx engine, or a policy at token level.",
+            clash=("eviction by head", "the llamacpp engine"),
+        )
+
+    def shift(self, start: int, stop: int, by: int) -> None:
+        raise PlanError("keys cannot be moved on the llamacpp engine", clash=("shift", "the llamacpp engine"))
+
     def accept(self, path: Sequence[int]) -> None:
         self._check_open()
         tree = self._tree
@@ -180,9 +190,10 @@ class LlamaKV:
 
     def restore(self, data: bytes) -> None:
         self.check_no_tree("restore")
-        positions, payload = unpack_rows(
+        unpacked = unpack_rows(
             data, engine=self._engine_name(), spec=self._spec, kv_type=self._type.name, after=self.next_position
         )
+        positions, payload = unpacked.positions, unpacked.payload
         state = np.frombuffer(payload, np.uint8)
         try:
             caches = parse(state, self.layout)

@@ -73,6 +73,12 @@ class GrowingKV:
     def drop(self, positions: Sequence[int]) -> None:
         raise PlanError(f"rows cannot be dropped here: {_REASON}", clash=("drop", _REASON))
 
+    def drop_by_head(self, keep: np.ndarray) -> None:
+        raise PlanError(f"rows cannot be dropped by head here: {_REASON}", clash=("drop_by_head", _REASON))
+
+    def shift(self, start: int, stop: int, by: int) -> None:
+        raise PlanError(f"keys cannot be moved here: {_REASON}", clash=("shift", _REASON))
+
     def accept(self, path: Sequence[int]) -> None:
         raise ValueError("accept without a tree batch before it")
 

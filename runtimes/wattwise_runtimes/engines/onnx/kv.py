@@ -87,6 +87,12 @@ class OnnxKV:
             raise ValueError(f"cannot drop position {gone[-1]}: it is the newest row, decoding continues from it")
         self._keep(np.flatnonzero(~np.isin(held, gone)))
 
+    def drop_by_head(self, keep: np.ndarray) -> None:
+        raise PlanError("rows by head are not available on the onnx engine", clash=("drop_by_head", "engine onnx"))
+
+    def shift(self, start: int, stop: int, by: int) -> None:
+        raise PlanError("keys cannot be moved on the onnx engine", clash=("shift", "engine onnx"))
+
     def accept(self, path: Sequence[int]) -> None:
         if self._tree is None:
             raise ValueError("accept without a tree batch before it")
@@ -117,9 +123,8 @@ class OnnxKV:
 
     def restore(self, data: bytes) -> None:
         self.check_no_tree("restore")
-        positions, payload = unpack_rows(
-            data, engine="onnx", spec=self._spec, kv_type=self.kv_type, after=self.next_position
-        )
+        unpacked = unpack_rows(data, engine="onnx", spec=self._spec, kv_type=self.kv_type, after=self.next_position)
+        positions, payload = unpacked.positions, unpacked.payload
         n, item = len(positions), np.dtype(self._dtype).itemsize
         shape = (self._spec.layers, 2, self._spec.kv_heads, n, self._spec.head_dim)
         wanted = item * self._spec.kv_row_elements() * n

@@ -35,8 +35,10 @@ class ReferenceEngine:
                 found = tuple(weights[name].shape) if name in weights else "nothing"
                 raise ValueError(f"weight {name} must have shape {shape}, found {found}")
         self.spec = spec
-        self.capabilities = Capabilities(tree_tokens=load.context, drop="token", keys=True, attention=True, export=True)
-        self.kv = ReferenceKV(spec, load.context)
+        self.capabilities = Capabilities(
+            tree_tokens=load.context, drop="head", keys=True, attention=True, export=True, shift=spec.rope is not None
+        )
+        self.kv = ReferenceKV(spec, load.context, self._turned if spec.rope is not None else None)
         self._w = weights
         self._load = load
         self._closed = False
@@ -95,12 +97,14 @@ class ReferenceEngine:
             among = np.tril(np.ones((len(tokens), len(tokens)), bool))
         old = np.ones((len(tokens), rows.start), bool)
         visible = np.concatenate([old, among], axis=1)  # [T, S]
-        distance = positions[:, None] - self.kv.positions[None, :]
         x = w["token_embd.weight"][tokens] * np.float32(s.embed_scale)
         if s.rope is None:
             x = x + w["position_embd.weight"][positions]
         for i in range(s.layers):
-            seen = visible & (distance < s.sliding_window) if s.is_sliding(i) and s.sliding_window else visible
+            seen = visible
+            if s.is_sliding(i) and s.sliding_window:
+                distance = positions[:, None] - self.kv.positions_of(i)[:, None, :]  # [K, T, S]
+                seen = visible & (distance < s.sliding_window)
             a = self._attention(i, self._norm(f"blk.{i}.attn_norm", x), positions, rows, seen)
             x = x + (self._norm(f"blk.{i}.post_attention_norm", a) if s.post_norms else a)
             f = self._feed_forward(i, self._norm(f"blk.{i}.ffn_norm", x))
@@ -117,7 +121,7 @@ class ReferenceEngine:
             q = maths.rms_norm(q, self._w[b + "attn_q_norm.weight"], s.norm_eps)
             k = maths.rms_norm(k, self._w[b + "attn_k_norm.weight"], s.norm_eps)
         if s.rope is not None:
-            inv_freq = self._inv_freq[s.rope.local_base is not None and s.is_sliding(i)]
+            inv_freq = self._frequencies(i)
             q = maths.rotate(q, positions, inv_freq, s.rope.attention_factor)
             k = maths.rotate(k, positions, inv_freq, s.rope.attention_factor)
         self.kv.data[i, 0, :, rows] = k.transpose(1, 0, 2)  # [K, T, D]
@@ -126,6 +130,14 @@ class ReferenceEngine:
         out, weights = maths.attend(q, keys, values, seen, s.scale, s.attn_softcap)
         self.kv.attention.append(weights)
         return self._linear(b + "attn_output", out.reshape(n, s.heads * s.head_dim))
+
+    def _frequencies(self, layer: int) -> np.ndarray:
+        rope = self.spec.rope
+        return self._inv_freq[rope is not None and rope.local_base is not None and self.spec.is_sliding(layer)]
+
+    def _turned(self, layer: int, keys: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Keys [K, S, D] moved on by so many positions each; magnitudes stay."""
+        return maths.rotate(keys.transpose(1, 0, 2), steps, self._frequencies(layer), 1.0).transpose(1, 0, 2)
 
     def _feed_forward(self, i: int, x: np.ndarray) -> np.ndarray:
         act, b = maths.ACTIVATIONS[self.spec.activation], f"blk.{i}."

@@ -58,11 +58,15 @@ def rotate(x: np.ndarray, positions: np.ndarray, inv_freq: np.ndarray, factor: f
 def attend(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, visible: np.ndarray, scale: float, cap: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Grouped-query attention: q [T, H, D], k, v [K, S, D], visible [T, S] -> [T, H, D] and weights [H, T, S]."""
+    """Grouped-query attention: q [T, H, D], k, v [K, S, D], visible [T, S] or by KV head [K, T, S].
+
+    Gives [T, H, D] and the weights [H, T, S].
+    """
     groups = q.shape[1] // k.shape[0]
     k, v = np.repeat(k, groups, axis=0), np.repeat(v, groups, axis=0)  # [H, S, D]
     scores = softcap(np.einsum("thd,hsd->hts", q, k) * np.float32(scale), cap)
-    scores = np.where(visible[None], scores, -np.inf)
+    visible = visible[None] if visible.ndim == 2 else np.repeat(visible, groups, axis=0)
+    scores = np.where(visible, scores, -np.inf)
     scores -= scores.max(axis=-1, keepdims=True)
     weights = np.exp(scores)
     weights /= weights.sum(axis=-1, keepdims=True)
