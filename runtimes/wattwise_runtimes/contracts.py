@@ -222,7 +222,8 @@ class KVStore(Protocol):
     def truncate(self, position: int) -> None:
         """Rewind: forget every row at `position` or later. Earlier holes stay holes.
 
-        With head rows, `position` - 1 must be held by all heads (or nothing be left): ValueError otherwise.
+        With head rows, `position` - 1 must be the same row, by number, of all heads (or nothing be left): ValueError
+        otherwise.
         """
         ...
 
@@ -354,6 +355,10 @@ class Backend(Protocol):
 
         `runtime` is what comes on top of a warmed-up process (the engine's tables); the planner measures the rest.
         """
+        ...
+
+    def capabilities(self, artifact: Artifact, spec: LoadSpec) -> Capabilities:
+        """What the engine of such a `load` would be able to do, without loading. Raises as `estimate` does."""
         ...
 
     def load(

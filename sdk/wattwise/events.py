@@ -30,6 +30,21 @@ class ContextFull(Event):
     context: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evicted(Event):
+    """Rows left the KV cache, so the model no longer sees these tokens as they were.
+
+    tokens: how many, that no head holds any more. messages: (index, tokens) of each message that lost some, -1 for what
+    stands before the first. score: mean worth of the rows by the policy's measure, None where heads differ.
+    """
+
+    policy: str
+    tokens: int
+    messages: tuple[tuple[int, int], ...]
+    score: float | None
+    kv_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class TemplateMissing(Event):
     """The model brings no chat template, so the plain built-in one was used."""
@@ -136,12 +151,27 @@ class LimitUnreachable(GovernorEvent):
 
 
 def in_words(events: Iterable[Event]) -> list[str]:
-    """What to tell a person after a reply: a line for each event, and one for all moves of controls together."""
+    """What to tell a person after a reply: a line each, but one for all moves of controls and one for all evictions."""
     told = list(events)
     moves = [event for event in told if isinstance(event, ControlMoved)]
-    lines = [event.message for event in told if not isinstance(event, ControlMoved)]
+    evicted = [event for event in told if isinstance(event, Evicted)]
+    lines = [event.message for event in told if not isinstance(event, (ControlMoved, Evicted))]
+    if evicted:
+        tokens = sum(event.tokens for event in evicted)
+        messages = sorted({index for event in evicted for index, _ in event.messages})
+        lines.append(f"{evicted[-1].policy} evicted {tokens} tokens, of {told_messages(messages)}")
     if moves:
         limits = sorted({event.limit for event in moves})
         times = "once" if len(moves) == 1 else f"{len(moves)} times"
         lines.append(f"controls were moved {times} to keep to {', '.join(limits)}; the last: {moves[-1].message}")
     return lines
+
+
+def told_messages(messages: Iterable[int]) -> str:
+    """Indices of messages in words, numbered from 1 as people count; -1 is what stands before the first."""
+    numbers = [index + 1 for index in messages if index >= 0]
+    preamble = ["the beginning"] if any(index < 0 for index in messages) else []
+    if not numbers:
+        return "the beginning" if preamble else "no message"
+    word = "message" if len(numbers) == 1 else "messages"
+    return " and ".join([*preamble, f"{word} {', '.join(map(str, numbers))}"])

@@ -8,19 +8,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from wattwise.energy_record import NO_RECORDING, PROMPT, REPLY, Recorded
-from wattwise.events import ContextFull, Event
+from wattwise.events import ContextFull, Event, Evicted, told_messages
 from wattwise.governor.pilot import FREE, Pilot, Watch
-from wattwise.prefix import HeldPrefix
+from wattwise.kv.spans import Span, by_message, protected_tokens
+from wattwise.prefix import Dropped, HeldPrefix
 from wattwise.reply import FinishReason, Piece, Reply
 from wattwise.sampling import Sampler
 from wattwise.stats import Stats
-from wattwise_devices.errors import ContextOverflow, Error, GenerationError
+from wattwise_devices.errors import BudgetError, ContextOverflow, Error, GenerationError
 from wattwise_devices.process_memory import resident_memory
 from wattwise_runtimes.contracts import Batch, Engine, ForwardCancelled
 from wattwise_runtimes.text.stream import TextStream
@@ -32,6 +33,7 @@ class Request:
     """One reply to make. max_tokens None: until the model ends it or the context is full.
 
     at_start: the reply is a text of its own, not the continuation of one (drops a tokenizer's leading space).
+    spans: which tokens of the prompt are whose, and which must never be evicted. message: the index of the reply.
     """
 
     prompt: Sequence[int]
@@ -40,6 +42,8 @@ class Request:
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     at_start: bool = False
+    spans: Sequence[Span] = field(default=())
+    message: int = 0
 
 
 class Generation:
@@ -55,6 +59,7 @@ class Generation:
         watch: Watch | None = None,
     ) -> None:
         self._engine, self._held, self._request = engine, held, request
+        self._protected = protected_tokens(request.spans)
         self._pilot: Pilot = watch.pilot(self.note) if watch is not None else FREE
         self.on_event: Callable[[Event], None] | None = None
         self.recording: Recorded = NO_RECORDING
@@ -94,7 +99,7 @@ class Generation:
                 yield from self._run(request_ns)
         except ForwardCancelled:
             self.finish_reason = "budget" if self._pilot.stopped else "cancelled"
-        except ContextOverflow:
+        except (ContextOverflow, BudgetError):
             raise
         except (Error, MemoryError) as error:
             raise GenerationError(f"the reply stopped after {len(self.ids)} tokens: {error}", self.reply()) from error
@@ -105,8 +110,10 @@ class Generation:
         request, stats, engine = self._request, self.stats, self._engine
         prompt = request.prompt
         capacity = engine.kv.capacity_tokens
-        if len(prompt) >= capacity:
+        is_bounded = self._held.eviction is None
+        if is_bounded and len(prompt) >= capacity:
             raise ContextOverflow(prompt_tokens=len(prompt), limit=capacity)
+        self._held.check_protected(self._protected)
         stats.cache_n = self._held.rewind_to(prompt)
         logits = self._read(prompt[stats.cache_n :])
         prompt_end_ns = time.perf_counter_ns()
@@ -146,7 +153,7 @@ class Generation:
             if stats.predicted_n >= limit:
                 self.finish_reason = "length"
                 break
-            if engine.kv.length >= capacity:
+            if is_bounded and engine.kv.length >= capacity:
                 self._context_full(capacity)
                 break
             try:
@@ -167,17 +174,20 @@ class Generation:
         return False
 
     def _read(self, tokens: Sequence[int]) -> np.ndarray:
-        """The prompt, in pieces where it has to be paced; logits of its last token."""
+        """The prompt, in pieces where it has to be paced or rows be evicted; logits of its last token."""
         self._pilot.begin("prefill")
         self.recording.phase(PROMPT)
         done = 0
-        while (piece := self._pilot.piece(len(tokens) - done)) < len(tokens) - done:
+        while (piece := self._held.piece(self._pilot.piece(len(tokens) - done))) < len(tokens) - done:
             self._forward(tokens[done : done + piece], "none")
             done += piece
         return self._forward(tokens[done:])
 
     def _forward(self, tokens: Sequence[int], logits_of: Literal["last", "none"] = "last") -> np.ndarray:
         self._pilot.before(self._cancel)
+        dropped = self._held.make_room(len(tokens), self._protected)
+        if dropped is not None:
+            self._tell(dropped)
         try:
             logits = self._engine.forward(Batch(tokens, logits=logits_of), self._must_end)
         except ForwardCancelled as stopped:
@@ -191,6 +201,23 @@ class Generation:
         self._held.extend(tokens)
         self._pilot.after(len(tokens))
         return logits
+
+    def _tell(self, dropped: Dropped) -> None:
+        eviction, request = self._held.eviction, self._request
+        if eviction is None or not len(dropped.tokens):
+            return
+        messages = tuple(by_message(request.spans, dropped.tokens, after=request.message))
+        of = f" of {told_messages(index for index, _ in messages)}" if request.spans else ""
+        self.note(
+            Evicted(
+                f"{eviction.policy} evicted {len(dropped.tokens)} tokens{of}",
+                policy=eviction.policy,
+                tokens=len(dropped.tokens),
+                messages=messages,
+                score=dropped.score,
+                kv_tokens=self._engine.kv.length,
+            )
+        )
 
     def _context_full(self, limit: int) -> None:
         self.finish_reason = "length"
@@ -208,4 +235,7 @@ class Generation:
         self._flush()
         self.stats.kv_tokens = self._engine.kv.length
         self.stats.kv_bytes = self._engine.kv.nbytes
+        self.stats.kv_evicted = self._held.evicted
+        if self._held.eviction is not None:
+            self.stats.kv_policy = self._held.eviction.policy
         self.stats.mem_peak_bytes = resident_memory().peak_bytes

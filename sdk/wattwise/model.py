@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from wattwise.energy_record import EnergyRecorder
 from wattwise.events import Event, TemplateMissing
 from wattwise.generation import Generation, Request
 from wattwise.governor.pilot import Watch
+from wattwise.kv.spans import Span, message_spans
 from wattwise.planning import Plan, plan
 from wattwise.prefix import HeldPrefix
 from wattwise.prompting import encode_chat
@@ -42,6 +43,8 @@ def load(
     engine: str | None = None,
     context: int | None = None,
     kv_type: str | None = None,
+    kv_policy: str | None = None,
+    overflow: str | None = None,
     threads: int | None = None,
     threads_batch: int | None = None,
     on_progress: Callable[[float], bool | None] | None = None,
@@ -57,6 +60,8 @@ def load(
         engine=engine,
         context=context,
         kv_type=kv_type,
+        kv_policy=kv_policy,
+        overflow=overflow,
         threads=threads,
         threads_batch=threads_batch,
         on_progress=on_progress,
@@ -150,7 +155,7 @@ class Model:
         self.engine = engine
         self.load_ms = load_ms
         self._tokenizer = tokenizer
-        self._held = HeldPrefix(engine)
+        self._held = HeldPrefix(engine, decided.eviction)
         self._template, self._own_template = chat_template(tokenizer) if tokenizer else (default_template(), False)
         self._eog_ids = frozenset(engine.spec.eos_ids) | (tokenizer.eog_ids if tokenizer else frozenset())
         self._busy = _OneAtATime()
@@ -176,6 +181,7 @@ class Model:
         stop: str | Sequence[str] = (),
         tools: Sequence[Message] | None = None,
         raw: bool = False,
+        pinned: Collection[int] = (),
         sampler: SamplerParams | None = None,
         on_start: Callable[[], None] | None = None,
         on_end: Callable[[Reply], None] | None = None,
@@ -186,7 +192,8 @@ class Model:
 
         messages: a user's text, or a list of {"role", "content"}. tools: functions that the model may call, in
         OpenAI's shape; its calls are in the reply's `tool_calls`. raw: the text is the prompt as it is, without a chat
-        template. Sampling by keyword (temperature, top_k, top_p, min_p, seed, ...; see SamplerParams) or as `sampler`.
+        template. pinned: indices of messages that KV eviction must not touch, beside the system prompt and the tools.
+        Sampling by keyword (temperature, top_k, top_p, min_p, seed, ...; see SamplerParams) or as `sampler`.
         on_start and on_end are called around the work, on_end with the reply, whatever ended it. on_event is called
         as events happen, perhaps from another thread; all of them are on the reply as well.
         Raises ContextOverflow, with both counts, for a prompt that does not fit; nothing is ever cut.
@@ -195,6 +202,7 @@ class Model:
             raise TypeError(f"give sampling settings in sampler= or by keyword, not both: {', '.join(sampling)}")
         params = sampler if sampler is not None else SamplerParams(**sampling)
         seed = params.seed if params.seed is not None else secrets.randbits(32)
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         prompt = self.prompt_ids(messages, tools=tools, raw=raw)
         plain = not raw and not self._own_template
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -205,6 +213,8 @@ class Model:
             max_tokens=max_tokens,
             stop=(*stops, _PLAIN_TURN) if plain else stops,
             at_start=not raw,
+            spans=self._spans(prompt, turns, tools, pinned) if not raw else (),
+            message=len(turns),
         )
         stats = Stats(seed=seed, load_ms=self.load_ms, weights_bytes=self.engine.nbytes().weights)
         generation = Generation(self.engine, self._held, self.tokenizer, request, stats, self.watch)
@@ -251,6 +261,22 @@ class Model:
             return self.tokenizer.encode(messages, bos=True)
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         return encode_chat(self._template, self.tokenizer, turns, tools)
+
+    def _spans(
+        self,
+        prompt: Sequence[int],
+        turns: Sequence[Message],
+        tools: Sequence[Message] | None,
+        pinned: Collection[int],
+    ) -> list[Span]:
+        """Whose each token is; looked up only where tokens may be evicted."""
+        if self._held.eviction is None:
+            return []
+
+        def encode(part: Sequence[Message]) -> list[int]:
+            return encode_chat(self._template, self.tokenizer, part, tools, answer=False)
+
+        return message_spans(prompt, turns, encode, frozenset(pinned))
 
     def forget(self) -> None:
         """Empty the KV cache; the next prompt is read from its beginning."""

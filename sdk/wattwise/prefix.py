@@ -1,26 +1,73 @@
-"""Which tokens the KV store holds, and how much of a new prompt they spare."""
+"""Which tokens the KV store holds, how much of a new prompt they spare, and eviction within a budget.
+
+Every change of the store goes through here, so that a prompt is only ever continued from its own beginning, policies
+decide at committed positions only, and a rewind never meets a hole: where the row before it is gone, it goes back to
+the last one that is held.
+
+The text is numbered by token from its beginning. A row's position is its token's number until holes are closed; from
+then on `_tokens` says which token each row is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from wattwise_runtimes.contracts import Engine
+import numpy as np
+
+from wattwise.kv.eviction import Eviction
+from wattwise.kv.policy import get_policy
+from wattwise.kv.selection import cannot_hold, choose, rows_of
+from wattwise.kv.sight import AttentionBook, Sight, positions_by_head
+from wattwise_devices.errors import ContextOverflow, PlanError
+from wattwise_runtimes.contracts import Capabilities, Engine, KVStore
+from wattwise_runtimes.spec import ModelSpec
+
+_NONE = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """One eviction. tokens: numbers of those that no head holds any more. score: their mean, by the policy's measure;
+    None where rows went with a head each."""
+
+    tokens: np.ndarray
+    rows: int
+    score: float | None
 
 
 class HeldPrefix:
-    """The ids behind the rows of one engine's KV store, kept in step with it.
+    """The tokens behind the rows of one engine's KV store, kept in step with it.
 
-    Every change of the store goes through here, so that a prompt is only ever continued from its own beginning.
+    eviction: None holds everything. Raises PlanError for one that this engine cannot carry out.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, eviction: Eviction | None = None) -> None:
+        self._engine, self._eviction = engine, eviction
         self._ids: list[int] = []
+        self._tokens = _NONE  # of every row; with rows by head, of those that are the same in all heads
+        self._anywhere = _NONE  # tokens that some head holds
+        self._has_holes = False
+        self._book: AttentionBook | None = None
+        self.evicted = 0  # tokens, since the text began
+        self._position_limit = engine.kv.capacity_tokens
+        if eviction is not None:
+            check_can_evict(engine.capabilities, eviction)
+            policy = get_policy(eviction.policy)
+            self._position_limit = position_limit(engine.spec, engine.kv.capacity_tokens)
+            if eviction.needs_attention:
+                spec = engine.spec
+                self._book = AttentionBook(spec.layers, spec.heads, spec.kv_heads, policy.queries)
 
     @property
     def ids(self) -> Sequence[int]:
-        """Ids of the rows held, in order."""
+        """Ids of the text so far, those of evicted rows among them."""
         return self._ids
+
+    @property
+    def eviction(self) -> Eviction | None:
+        """How rows are dropped; None: never."""
+        return self._eviction
 
     def rewind_to(self, prompt: Sequence[int]) -> int:
         """Forget what does not begin `prompt`; how many of its tokens need not be computed.
@@ -32,16 +79,162 @@ class HeldPrefix:
             if held != wanted:
                 break
             common += 1
-        if common < len(self._ids):
-            self._engine.kv.truncate(common)
-            del self._ids[common:]
-        return common
+        if common == len(self._ids):
+            return common
+        start, position, rows = (common,) * 3 if self._eviction is None else self._resumable(common)
+        self._engine.kv.truncate(position)
+        del self._ids[start:]
+        self._tokens = self._tokens[: np.searchsorted(self._tokens, start)]
+        self._anywhere = self._anywhere[: np.searchsorted(self._anywhere, start)]
+        if self._book is not None:
+            self._book.cut(rows)
+        if not start:
+            self._forget_holes()
+        return start
+
+    def check_protected(self, protected: np.ndarray) -> None:
+        """Raise BudgetError if these tokens and what always stays leave nothing to evict from."""
+        eviction = self._eviction
+        if eviction is None:
+            return
+        needed = len(np.union1d(protected, np.arange(eviction.sinks))) + eviction.recent
+        if needed > eviction.budget_tokens:
+            raise cannot_hold(needed, eviction.budget_tokens)
+
+    def piece(self, wanted: int) -> int:
+        """How many of so many tokens may go into the next forward call: all, or one block where rows are evicted."""
+        return wanted if self._eviction is None else min(wanted, self._eviction.block)
+
+    def make_room(self, tokens: int, protected: np.ndarray) -> Dropped | None:
+        """Before a forward call of so many tokens (at most a block): evict down to the budget if they would not fit.
+
+        protected: numbers of the tokens that must stay. Raises BudgetError where they do not fit the budget, and
+        ContextOverflow where positions would leave what the model was made for and holes cannot be closed.
+        """
+        if self._eviction is None:
+            return None
+        kv, eviction = self._engine.kv, self._eviction
+        gone = None
+        if kv.length + tokens > min(kv.capacity_tokens, eviction.rows):
+            gone = self._evict(eviction, protected)
+        if kv.next_position + tokens > self._position_limit:
+            self._stay_in_context(tokens)
+        return gone
 
     def extend(self, ids: Sequence[int]) -> None:
         """Note tokens that the engine has just appended."""
+        if self._eviction is None or not ids:
+            self._ids.extend(ids)
+            return
+        new = np.arange(len(self._ids), len(self._ids) + len(ids))
+        self._tokens, self._anywhere = np.append(self._tokens, new), np.append(self._anywhere, new)
         self._ids.extend(ids)
+        if self._book is not None:
+            self._book.add(self._engine.kv.view(), len(ids))
 
     def clear(self) -> None:
         """Forget everything, after a failure that may have left the store half-written."""
         self._engine.kv.clear()
         self._ids.clear()
+        self._tokens = self._anywhere = _NONE
+        self._forget_holes()
+
+    def _forget_holes(self) -> None:
+        self._has_holes, self.evicted = False, 0
+        if self._book is not None:
+            self._book.clear()
+
+    def _resumable(self, common: int) -> tuple[int, int, int]:
+        """(token, position, rows) to go back to: the last one up to `common` that follows a row which is held."""
+        rows = int(np.searchsorted(self._tokens, common))
+        if not rows:
+            return 0, 0, 0
+        start = int(self._tokens[rows - 1]) + 1
+        if self._by_head:
+            return start, start, int(np.searchsorted(self._engine.kv.positions, start))
+        return start, int(self._engine.kv.positions[rows - 1]) + 1, rows
+
+    @property
+    def _by_head(self) -> bool:
+        return self._eviction is not None and self._eviction.level == "head" and self._has_holes
+
+    def _sight(self, kv: KVStore) -> Sight:
+        view = kv.view()
+        positions = positions_by_head(view, self._engine.spec.kv_heads)
+        return (
+            self._book.sight(view, positions) if self._book is not None else Sight(positions=positions, keys=view.keys)
+        )
+
+    def _evict(self, eviction: Eviction, protected: np.ndarray) -> Dropped:
+        """Drop rows down to the budget."""
+        kv, policy = self._engine.kv, get_policy(eviction.policy)
+        sight = self._sight(kv)
+        by_head = eviction.level == "head"
+        must = np.union1d(protected, np.arange(eviction.sinks))
+        if not by_head:  # tokens to positions: they differ once holes were closed
+            must = kv.positions[np.isin(self._tokens, must)]
+        kept = choose(policy, sight, eviction.budget_tokens, protected=must, recent=eviction.recent, by_head=by_head)
+        rows = rows_of(sight, kept)
+        score = None
+        if by_head:  # positions are token numbers: they are kept
+            kv.drop_by_head(kept)
+            self._tokens = kept[0, 0][np.all(kept == kept[:1, :1], axis=(0, 1))]
+            held = np.unique(kept)
+        else:
+            lost = np.setdiff1d(np.arange(sight.rows), rows)
+            score = float(policy.scores(sight).mean(axis=(0, 1))[lost].mean())
+            kv.drop(kv.positions[lost].tolist())
+            held = self._tokens = self._tokens[rows]
+        gone, self._anywhere = np.setdiff1d(self._anywhere, held), held
+        if self._book is not None:
+            self._book.keep(rows)
+        self._has_holes = True
+        self.evicted += len(gone)
+        if eviction.positions == "close":
+            close_holes(kv)
+        return Dropped(tokens=gone, rows=sight.rows - eviction.budget_tokens, score=score)
+
+    def _stay_in_context(self, tokens: int) -> None:
+        """Close the holes, because positions would grow beyond what the model was made for."""
+        kv, limit = self._engine.kv, self._position_limit
+        if self._by_head or not self._engine.capabilities.shift:
+            raise ContextOverflow(prompt_tokens=tokens, limit=limit, held_tokens=kv.next_position)
+        close_holes(kv)
+        if kv.next_position + tokens > limit:
+            raise ContextOverflow(prompt_tokens=tokens, limit=limit, held_tokens=kv.next_position)
+
+
+def close_holes(kv: KVStore) -> None:
+    """Give every row the position of its place, run by run, keys turned to it."""
+    positions = kv.positions
+    steps = np.arange(len(positions)) - positions
+    starts = np.flatnonzero(np.diff(steps, prepend=0))
+    for first, stop in zip(starts, np.append(starts, len(positions))[1:], strict=True):
+        kv.shift(int(positions[first]), int(positions[stop - 1]) + 1, int(steps[first]))
+
+
+def position_limit(spec: ModelSpec, rows: int) -> int:
+    """Positions from here on are beyond what the model was made for, when loaded for so many rows."""
+    rope = spec.rope
+    if rope is not None and rope.scaling == "longrope" and rows <= rope.original_context:
+        return rope.original_context  # the engine took the short factors
+    return spec.context
+
+
+def check_can_evict(can: Capabilities, eviction: Eviction) -> None:
+    """Raise PlanError, naming both sides, where an engine that can do this cannot carry an eviction out."""
+    policy = get_policy(eviction.policy)
+    what = f"KV policy {eviction.policy}"
+    lacks = None
+    if can.drop == "none":
+        lacks = "rows cannot be dropped from this model on this engine"
+    elif eviction.level == "head" and can.drop != "head":
+        lacks = "heads cannot keep different rows on this engine"
+    elif "keys" in policy.needs and not can.keys:
+        lacks = "this engine cannot show this model's keys"
+    elif "attention" in policy.needs and not can.attention:
+        lacks = "this engine was loaded without attention scores"
+    elif eviction.positions == "close" and not can.shift:
+        lacks = "this engine cannot move this model's keys to other positions"
+    if lacks is not None:
+        raise PlanError(f"{what} cannot work here: {lacks}", clash=(what, lacks))

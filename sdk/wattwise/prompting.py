@@ -24,8 +24,10 @@ def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    answer: bool = True,
 ) -> list[int]:
-    """Ids of the rendered conversation, ready for the assistant's turn.
+    """Ids of the rendered conversation, with answer ready for the assistant's turn.
 
     Raises TemplateError, and PlanError for tools that the template would leave out without a word.
     """
@@ -36,7 +38,7 @@ def encode_chat(
             clash=("tools", "the chat template"),
         )
     marked, found = _mark(list(messages), _control_spellings(tokenizer))
-    rendered = template.render(marked, tools=tools, add_generation_prompt=True)
+    rendered = template.render(marked, tools=tools, add_generation_prompt=answer)
     ids: list[int] = []
     if not found:
         ids = tokenizer.encode(rendered, parse_special=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wattwise.budget import PARSERS, Budget
+from wattwise.kv.eviction import OVERFLOW, EvictionRequest, parse_eviction
 from wattwise.paths import config_dir
 from wattwise_devices.errors import PlanError
 
@@ -88,6 +89,16 @@ def _measure(value: Any) -> str:
     return value
 
 
+def _kv_policy(value: Any) -> EvictionRequest:
+    return value if isinstance(value, EvictionRequest) else parse_eviction(str(value))
+
+
+def _overflow(value: Any) -> str:
+    if value not in OVERFLOW:
+        raise ValueError(f"{value!r} is none of {', '.join(OVERFLOW)}")
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     parse: Callable[[Any], Any]
@@ -95,13 +106,16 @@ class _Known:
     why: str = "default"
 
 
-# kv_type's flag is --kv. measure: whether this machine's speed may be measured (a few seconds, once) or not at all.
+# The flag of kv_type and kv_policy is --kv. measure: whether this machine's speed may be measured (a few seconds, once)
+# or not at all.
 KNOWN: dict[str, _Known] = {
     "model": _Known(_word, "builtin", "default: the model inside the package"),
     **{name: _Known(parse, None, "default: no bound") for name, parse in PARSERS.items()},
     "engine": _Known(_word, "auto"),
     "context": _Known(_count, None, "default: the planner's choice"),
     "kv_type": _Known(_word, None, "default: the planner's choice"),
+    "kv_policy": _Known(_kv_policy, None, "default: nothing is evicted"),
+    "overflow": _Known(_overflow, "error"),
     "chunk": _Known(_count, None, "default: the planner's choice"),
     "threads": _Known(_count, None, "default: the planner's choice"),
     "threads_batch": _Known(_count, None, "default: the planner's choice"),

@@ -29,6 +29,8 @@ class Stats:
     load_ms: float | None = None
     kv_tokens: int = 0
     kv_bytes: int = 0
+    kv_evicted: int = 0
+    kv_policy: str = "none"
     weights_bytes: int = 0
     mem_peak_bytes: int | None = None
     prompt_j: float | None = None
@@ -79,7 +81,7 @@ class Stats:
             parts.append(f"{self.predicted_per_second:.1f} tok/s")
         if self.ttft_ms is not None:
             parts.append(f"ttft {self.ttft_ms / 1e3:.2f} s")
-        parts.append(f"kv {self.kv_tokens}")
+        parts.append(f"kv {self.kv_tokens}" + (f" ({self.kv_evicted} evicted)" if self.kv_evicted else ""))
         parts.append(format_bytes(self.mem_peak_bytes))
         parts.append("J n/a" if self.energy_j is None else self._joules())
         return " · ".join(parts)
@@ -95,7 +97,8 @@ class Stats:
             + (f", {reading:.1f} tok/s" if reading is not None else ""),
             f"reply    {self.predicted_n} tokens, {self.predicted_ms:.0f} ms"
             + (f", {speaking:.1f} tok/s" if speaking is not None else ""),
-            f"kv       {self.kv_tokens} tokens, {format_bytes(self.kv_bytes)}",
+            f"kv       {self.kv_tokens} tokens, {format_bytes(self.kv_bytes)}"
+            + (f", {self.kv_evicted} evicted by {self.kv_policy}" if self.kv_evicted else ""),
             f"memory   {format_bytes(self.mem_peak_bytes)} at the peak, weights {format_bytes(self.weights_bytes)}",
             f"energy   {energy}",
             f"seed     {self.seed}",

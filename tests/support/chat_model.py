@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from support.specs import TINY_SPECS, random_weights
+from wattwise.kv.eviction import Eviction, parse_eviction
 from wattwise.model import Model
 from wattwise.planning import Plan
 from wattwise_runtimes.contracts import Artifact, Batch, Engine, ForwardCancelled, Ledger, LoadSpec
@@ -47,20 +48,26 @@ def byte_tokenizer(template: str | None = CHATML) -> Tokenizer:
 SPEC = dataclasses.replace(TINY_SPECS["llama"], vocab=259, context=512, eos_ids=(IM_END,), bos_id=None)
 
 
-def fake_plan(engine: str = "reference", context: int = 512) -> Plan:
+def fake_plan(engine: str = "reference", context: int = 512, eviction: Eviction | None = None) -> Plan:
     artifact = Artifact(path=Path("tiny.gguf"), format="gguf", spec=SPEC, weights_bytes=1000, quant="f32")
     return Plan(
         model="tiny", artifact=artifact, engine=engine, context=context, kv_type="f32", chunk=16, threads=1,
         threads_batch=1, ledger=Ledger(weights=1000, kv=10, compute=10, runtime=10), budget_bytes=10**9,
-        budget_source="a test",
+        budget_source="a test", eviction=eviction,
     )  # fmt: skip
 
 
-def tiny_model(*, context: int = 512, template: str | None = CHATML, seed: int = 0) -> Model:
+def tiny_model(
+    *, context: int = 512, template: str | None = CHATML, seed: int = 0, kv_policy: str | None = None
+) -> Model:
     """Random weights: fluent nonsense, but the same nonsense every time."""
-    load = LoadSpec(context=context, chunk=16, kv_type="f32")
+    eviction = None
+    if kv_policy is not None:
+        eviction = parse_eviction(kv_policy).resolve(context=context, row_bytes=1, level="head")
+        context = eviction.rows
+    load = LoadSpec(context=context, chunk=eviction.block if eviction else 16, kv_type="f32")
     engine = ReferenceEngine(SPEC, random_weights(SPEC, seed), load)
-    return Model(fake_plan(context=context), engine, byte_tokenizer(template), load_ms=1.0)
+    return Model(fake_plan(context=context, eviction=eviction), engine, byte_tokenizer(template), load_ms=1.0)
 
 
 def scripted_model(tokens: Sequence[int], *, context: int = 512, template: str | None = CHATML) -> Model:

@@ -29,7 +29,12 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument("--engine", choices=("auto", "llamacpp", "onnx", "reference"), default=None)
     group.add_argument("--context", type=int, metavar="N", help="tokens that the model can hold")
-    group.add_argument("--kv", metavar="TYPE", help="type of the KV cache: f16, q8_0, ... (chosen to fit by default)")
+    group.add_argument(
+        "--kv",
+        metavar="TYPE,POLICY:BUDGET",
+        help="KV cache: its type (f16, q8_0, int8, ...), how to evict from it (keydiff:512, window:50%%), or both",
+    )
+    group.add_argument("--overflow", metavar="HOW", help="for texts beyond the context: error, evict, shift, summarise")
     group.add_argument("--threads", type=int, metavar="N", help="by default what measured fastest here")
     group.add_argument("--threads-batch", type=int, metavar="N", help="to read prompts with; default: as --threads")
 
@@ -49,10 +54,25 @@ def load_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "budget": Budget(**{name: text for name, text in bounds.items() if text is not None}),
         "engine": options.engine,
         "context": options.context,
-        "kv_type": options.kv,
+        **_kv(options.kv),
+        "overflow": options.overflow,
         "threads": options.threads,
         "threads_batch": options.threads_batch,
     }
+
+
+def _kv(text: str | None) -> dict[str, str]:
+    """kv_type and kv_policy from `TYPE`, `POLICY[:BUDGET]` or both with a comma; what follows a known policy's name."""
+    from wattwise.kv.policy import policy_names
+
+    found: dict[str, str] = {}
+    for part in (text or "").split(","):
+        name = "kv_policy" if part.split(":")[0] in policy_names() else "kv_type"
+        if part and name in found:
+            raise ValueError(f"--kv {text} names two of {name}: {found[name]} and {part}")
+        if part:
+            found[name] = part
+    return found
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:

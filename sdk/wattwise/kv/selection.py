@@ -32,13 +32,7 @@ def choose(
     must[:, :, sight.rows - newest :] = True
     needed = int(must.sum(axis=2).max())
     if needed > budget_rows:
-        raise BudgetError(
-            f"the KV budget of {budget_rows} tokens cannot hold what must stay: {needed} tokens of system prompt, "
-            f"tools, pinned messages, first tokens and the newest {newest}. Allow more, or pin less.",
-            needed=needed,
-            allowed=budget_rows,
-            would_fit=[f"a KV budget of {needed} tokens"],
-        )
+        raise cannot_hold(needed, budget_rows)
     ranked = np.where(must, np.float32(np.inf), scores)
     order = np.lexsort((-np.arange(sight.rows) + np.zeros_like(ranked), -ranked), axis=-1)
     rows = np.sort(order[:, :, :budget_rows], axis=2)
@@ -55,3 +49,14 @@ def rows_of(sight: Sight, kept: np.ndarray) -> np.ndarray:
         for head, wanted in enumerate(heads):
             rows[layer, head] = np.searchsorted(sight.positions[layer, head], wanted)
     return rows
+
+
+def cannot_hold(needed: int, budget_rows: int) -> BudgetError:
+    """The error of a budget that is smaller than what must stay."""
+    return BudgetError(
+        f"the KV budget of {budget_rows} tokens cannot hold what must stay: {needed} tokens of system prompt, tools, "
+        f"pinned messages, first and newest tokens. Allow more, or pin less.",
+        needed=needed,
+        allowed=budget_rows,
+        would_fit=[f"a KV budget of {needed} tokens"],
+    )

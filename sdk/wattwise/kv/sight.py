@@ -23,7 +23,8 @@ class Sight:
     keys(layer): float32 [kv_heads, rows, head_dim], after RoPE; None where the engine cannot show them.
     total(layer): attention that each row got from all queries so far, float32 [heads, rows].
     chances(layer): how many queries could see each row, float32 [kv_heads, rows]; older rows had more of them.
-    recent(layer): attention of the last queries, the newest last, float32 [heads, queries, rows].
+    recent(layer): attention of the last queries, the newest last, float32 [heads, queries, rows]; right after a rewind
+    there may be none.
     The three are None where attention is not watched.
     """
 

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wattwise.budget import PARSERS, Budget
+from wattwise.kv.eviction import wanted_eviction
 from wattwise.measured_rates import RateStore
 from wattwise.planning import bounds
 from wattwise.planning.memory import MemorySearch, Wants
 from wattwise.planning.plan import Plan
 from wattwise.planning.speed import Speed
 from wattwise.planning.threads import default_threads
+from wattwise.prefix import check_can_evict
 from wattwise.settings import Settings, resolve
 from wattwise.store import resolve_model
 from wattwise_devices.errors import BackendUnavailable, BudgetError, PlanError
@@ -37,6 +39,8 @@ def plan(
     engine: str | None = None,
     context: int | None = None,
     kv_type: str | None = None,
+    kv_policy: str | None = None,
+    overflow: str | None = None,
     chunk: int | None = None,
     threads: int | None = None,
     threads_batch: int | None = None,
@@ -45,8 +49,10 @@ def plan(
 ) -> Plan:
     """Decide how to run a model inside a budget, loading nothing.
 
-    model: a path, or "builtin". threads, threads_batch: to decode and to read the prompt. prompt_tokens: the prompt
-    that speed and first-token time are predicted for. What is not given comes from the settings (see `settings`).
+    model: a path, or "builtin". kv_policy: how to evict from the KV cache, as in "keydiff:512" (see `kv.eviction`).
+    overflow: what to do with a text longer than the context: "error", "evict", "shift" or "summarise". threads,
+    threads_batch: to decode and to read the prompt. prompt_tokens: the prompt that speed and first-token time are
+    predicted for. What is not given comes from the settings (see `settings`).
     Raises BudgetError (with what would fit), PlanError for requests that clash, LoadError for a model that cannot be
     opened. Measures the speed of this machine where it is not known yet, once, a few seconds, in a child process.
     """
@@ -56,7 +62,8 @@ def plan(
     settings = resolve(
         {
             "model": str(model) if model is not None else None, "engine": engine, "context": context,
-            "kv_type": kv_type, "chunk": chunk, "threads": threads, "threads_batch": threads_batch, **given,
+            "kv_type": kv_type, "kv_policy": kv_policy, "overflow": overflow, "chunk": chunk, "threads": threads,
+            "threads_batch": threads_batch, **given,
         },
         profile=dict(profile.settings) if profile is not None else None,
         profile_name=profile.name if profile is not None else "",
@@ -64,6 +71,7 @@ def plan(
     wants = Wants(
         engine=settings["engine"], context=settings["context"], kv_type=settings["kv_type"], chunk=settings["chunk"],
         threads=settings["threads"], threads_batch=settings["threads_batch"] or settings["threads"],
+        eviction=wanted_eviction(settings["kv_policy"], settings["overflow"]),
     )  # fmt: skip
     return _Planner(settings, settings.budget(), machine, wants, prompt_tokens).run(on_progress)
 
@@ -105,7 +113,9 @@ class _Planner:
             str(self.settings["model"]), backend, artifact, capability, self.wants, allowed, source, most
         )
         made = search.run(reasons)
-        made = dataclasses.replace(made, budget=self.budget, settings=self.settings)
+        if made.eviction is not None:
+            check_can_evict(backend.capabilities(artifact, made.load_spec()), made.eviction)
+        made = dataclasses.replace(made, budget=self.budget, settings=self.settings, overflow=self.settings["overflow"])
         return speed.choose(made, self.wants, search.with_threads)
 
     def _other_engine(self, made: Plan, artifact: Artifact) -> Plan | None:

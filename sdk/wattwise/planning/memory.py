@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from wattwise.cost_cache import remembered
+from wattwise.kv.eviction import Eviction, EvictionRequest, Level
 from wattwise.planning.plan import Plan
 from wattwise.runtime_cost import runtime_bytes
 from wattwise.units import format_bytes
@@ -34,6 +35,7 @@ class Wants:
     chunk: int | None = None
     threads: int | None = None
     threads_batch: int | None = None
+    eviction: EvictionRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class MemorySearch:
         """Configurations that fit, the most generous first."""
         kv_types = self._kv_types(wants)
         for context in self._contexts(wants):
-            chunks = sorted({min(c, context) for c in ([wants.chunk] if wants.chunk else CHUNK_LADDER)}, reverse=True)
+            chunks = self._chunks(context, wants)
             try:
                 smallest = self._plan(context, kv_types[-1], chunks[-1], runtime)
             except PlanError as error:  # the engine cannot run this model with so much context
@@ -84,8 +86,48 @@ class MemorySearch:
                     if self._fits(made):
                         yield made
 
+    def _chunks(self, context: int, wants: Wants) -> list[int]:
+        """Tokens of a chunk, the most first. With eviction, no more than are read between two of them."""
+        eviction = self._eviction(wants, context)
+        most = context if eviction is None else eviction.block
+        return sorted({min(c, most) for c in ([wants.chunk] if wants.chunk else CHUNK_LADDER)}, reverse=True)
+
+    def _eviction(self, wants: Wants, rows: int) -> Eviction | None:
+        """What was asked for, in a cache of so many rows."""
+        if wants.eviction is None:
+            return None
+        if wants.eviction.has_budget:
+            return self._bounded(wants)
+        return wants.eviction.resolve(context=rows, row_bytes=1, level=self._level())
+
+    def _bounded(self, wants: Wants) -> Eviction:
+        """The eviction of a KV budget that was given: it decides how many rows there are."""
+        assert wants.eviction is not None
+        whole = wants.context or min(self.artifact.spec.context, DEFAULT_CONTEXT)
+        found = wants.eviction.resolve(context=whole, row_bytes=self._row_bytes(wants), level=self._level())
+        if found.rows > self.artifact.spec.context:
+            raise PlanError(
+                f"KV policy {wants.eviction} keeps up to {found.rows} tokens, but {self.artifact.path.name} was made "
+                f"for {self.artifact.spec.context}. Give a smaller budget, or leave the policy away.",
+                clash=(f"KV policy {wants.eviction}", f"model context {self.artifact.spec.context}"),
+            )
+        return found
+
+    def _row_bytes(self, wants: Wants) -> int:
+        """Of one token in the KV cache."""
+        tokens = self._smallest_context()
+        spec = LoadSpec(context=tokens, chunk=CHUNK_LADDER[-1], kv_type=self._kv_types(wants)[0])
+        return max(1, self._estimate(spec).kv // tokens)
+
+    def _level(self) -> Level:
+        """The finest at which the engine can evict."""
+        load = LoadSpec(context=self._smallest_context(), kv_type=self.capability.kv_types[0])
+        return "head" if self.backend.capabilities(self.artifact, load).drop == "head" else "token"
+
     def _contexts(self, wants: Wants) -> list[int]:
         trained = self.artifact.spec.context
+        if wants.eviction is not None and wants.eviction.has_budget:
+            return [self._bounded(wants).rows]
         if wants.context is not None:
             return [wants.context]
         top = min(trained, DEFAULT_CONTEXT)
@@ -101,7 +143,13 @@ class MemorySearch:
 
     def _is_possible(self, kv_type: str) -> bool:
         """Whether this model can have its KV cache in this type (block sizes, head sizes)."""
-        least = LoadSpec(context=self._smallest_context(), chunk=CHUNK_LADDER[-1], kv_type=kv_type)
+        eviction = self._eviction(self.wants, self._smallest_context())
+        least = LoadSpec(
+            context=self._smallest_context(),
+            chunk=CHUNK_LADDER[-1],
+            kv_type=kv_type,
+            attention_scores=eviction is not None and eviction.needs_attention,
+        )
         try:
             self._estimate(least)
         except PlanError:
@@ -124,6 +172,7 @@ class MemorySearch:
             ledger=Ledger(),
             budget_bytes=self.allowed_bytes,
             budget_source=self.source,
+            eviction=_in_chunks(self._eviction(self.wants, context), chunk),
         )
         ledger = self._estimate(made.load_spec())
         return dataclasses.replace(made, ledger=dataclasses.replace(ledger, runtime=runtime + ledger.runtime))
@@ -142,12 +191,13 @@ class MemorySearch:
 
     def _why(self, best: Plan) -> list[str]:
         why = []
-        if best.context < min(self.artifact.spec.context, DEFAULT_CONTEXT) and self.wants.context is None:
+        is_chosen = self.wants.context is None and (self.wants.eviction is None or not self.wants.eviction.has_budget)
+        if is_chosen and best.context < min(self.artifact.spec.context, DEFAULT_CONTEXT):
             too_large = f"a longer context than {best.context} does not fit {format_bytes(self.allowed_bytes)}"
             why.append(self.impossible[-1] if self.impossible else too_large)
         if best.kv_type != self._kv_types(self.wants)[0]:
             why.append(f"the KV cache is kept in {best.kv_type} so that the context fits")
-        if best.chunk < CHUNK_LADDER[0] and best.chunk < best.context and self.wants.chunk is None:
+        if best.chunk < self._chunks(best.context, self.wants)[0]:
             why.append(f"the prompt is read {best.chunk} tokens at a time to save compute memory")
         return why
 
@@ -181,6 +231,11 @@ class MemorySearch:
             allowed=self.allowed_bytes,
             would_fit=would_fit,
         )
+
+
+def _in_chunks(eviction: Eviction | None, chunk: int) -> Eviction | None:
+    """What is read between two evictions is one chunk at most, because engines show the attention of one."""
+    return dataclasses.replace(eviction, block=min(eviction.block, chunk)) if eviction is not None else None
 
 
 def with_headroom(predicted_bytes: int) -> int:

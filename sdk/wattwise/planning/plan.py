@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wattwise.budget import Budget
+from wattwise.kv.eviction import Eviction
 from wattwise.roofline import Prediction, Roofline
 from wattwise.settings import Settings
 from wattwise.units import format_bytes
@@ -19,7 +20,8 @@ class Plan:
     context and chunk in tokens; ledger: predicted peak bytes of the whole process; reasons: why it came out so.
     prediction: of a reply to a prompt of the length that was planned for, None where speed is not known; roofline
     predicts others. speeds: (threads, tokens decoded per second) for every count whose rates are known. device: of each
-    phase. drafter, policy, streamed_bytes: what this version decides is "none".
+    phase. eviction: how the KV cache is kept within its rows, None where it holds everything. overflow: what happens to
+    a conversation that does not fit. drafter, streamed_bytes: what this version decides is "none".
     """
 
     model: str
@@ -41,7 +43,8 @@ class Plan:
     speeds: tuple[tuple[int, float], ...] = ()
     device: tuple[str, str] = ("cpu", "cpu")
     drafter: str = "none"
-    policy: str = "none"
+    eviction: Eviction | None = None
+    overflow: str = "error"
     streamed_bytes: int = 0
 
     def load_spec(self) -> LoadSpec:
@@ -52,6 +55,7 @@ class Plan:
             kv_type=self.kv_type,
             threads=self.threads,
             threads_batch=self.threads_batch,
+            attention_scores=self.eviction is not None and self.eviction.needs_attention,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -69,7 +73,9 @@ class Plan:
             "context": self.context,
             "context_trained": spec.context,
             "kv_type": self.kv_type,
-            "kv_policy": self.policy,
+            "kv_policy": self.eviction.policy if self.eviction is not None else "none",
+            "kv_eviction": self.eviction.to_json() if self.eviction is not None else None,
+            "overflow": self.overflow,
             "chunk": self.chunk,
             "threads": self.threads,
             "threads_batch": self.threads_batch,
@@ -89,10 +95,12 @@ class Plan:
     def __str__(self) -> str:
         spec, ledger = self.artifact.spec, self.ledger
         budget = format_bytes(self.budget_bytes)
+        kept = f"\neviction {self.eviction}" if self.eviction is not None else ""
+        held = f"{self.context} of {spec.context} tokens"
         lines = [
             f"{self.model}: {spec.architecture}, {spec.parameters() / 1e6:.1f}M parameters, {self.artifact.quant}",
             f"engine   {self.engine} on the CPU, threads: {self.threads} to decode, {self.threads_batch} to read",
-            f"context  {self.context} of {spec.context} tokens, KV in {self.kv_type}, read {self.chunk} at a time",
+            f"context  {held}, KV in {self.kv_type}, read {self.chunk} at a time{kept}",
             f"memory   {format_bytes(ledger.total)} of {budget} ({self.budget_source}): weights "
             f"{format_bytes(ledger.weights)}, kv {format_bytes(ledger.kv)}, compute {format_bytes(ledger.compute)}, "
             f"runtime {format_bytes(ledger.runtime)}",

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from wattwise_devices.errors import LoadError, PlanError
-from wattwise_runtimes.contracts import Artifact, Capability, Ledger, LoadSpec
-from wattwise_runtimes.engines.reference.engine import ReferenceEngine
+from wattwise_runtimes.contracts import Artifact, Capabilities, Capability, Ledger, LoadSpec
+from wattwise_runtimes.engines.reference.engine import ReferenceEngine, capabilities
 
 
 class ReferenceBackend:
@@ -34,6 +34,9 @@ class ReferenceBackend:
             kv=4 * s.kv_row_elements() * spec.context,
             compute=scores + 4 * spec.chunk * (s.vocab + 4 * s.ffn),
         )
+
+    def capabilities(self, artifact: Artifact, spec: LoadSpec) -> Capabilities:
+        return capabilities(artifact.spec, spec)
 
     def load(
         self, artifact: Artifact, spec: LoadSpec, on_progress: Callable[[float], bool | None] | None = None

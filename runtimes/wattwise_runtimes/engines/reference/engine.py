@@ -26,6 +26,13 @@ from wattwise_runtimes.spec import ModelSpec
 from wattwise_runtimes.trees import ancestors
 
 
+def capabilities(spec: ModelSpec, load: LoadSpec) -> Capabilities:
+    """Everything that the contract knows, but moving keys of models whose positions are learned."""
+    return Capabilities(
+        tree_tokens=load.context, drop="head", keys=True, attention=True, export=True, shift=spec.rope is not None
+    )
+
+
 class ReferenceEngine:
     """Engine over canonical float32 weights (see `spec.py` for names and layouts)."""
 
@@ -35,9 +42,7 @@ class ReferenceEngine:
                 found = tuple(weights[name].shape) if name in weights else "nothing"
                 raise ValueError(f"weight {name} must have shape {shape}, found {found}")
         self.spec = spec
-        self.capabilities = Capabilities(
-            tree_tokens=load.context, drop="head", keys=True, attention=True, export=True, shift=spec.rope is not None
-        )
+        self.capabilities = capabilities(spec, load)
         self.kv = ReferenceKV(spec, load.context, self._turned if spec.rope is not None else None)
         self._w = weights
         self._load = load

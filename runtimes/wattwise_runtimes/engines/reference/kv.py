@@ -65,8 +65,10 @@ class ReferenceKV:
 
     def truncate(self, position: int) -> None:
         self.check_no_tree("truncate")
-        if self._has_head_rows and 0 < position < self.next_position and not self._is_shared(position - 1):
-            raise ValueError(f"cannot rewind to {position}: some heads have dropped the row before it")
+        if self._has_head_rows and 0 < position < self.next_position:
+            before = self._positions == position - 1
+            if not before[0, 0].any() or np.any(before != before[:1, :1]):
+                raise ValueError(f"cannot rewind to {position}: heads hold other rows before it")
         self._keep(np.flatnonzero(self._positions[0, 0] < position))
 
     def drop(self, positions: Sequence[int]) -> None:
