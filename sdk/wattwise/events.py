@@ -34,11 +34,13 @@ class ContextFull(Event):
 class Evicted(Event):
     """Rows left the KV cache, so the model no longer sees these tokens as they were.
 
-    tokens: how many, that no head holds any more. messages: (index, tokens) of each message that lost some, -1 for what
-    stands before the first. score: mean worth of the rows by the policy's measure, None where heads differ.
+    rows: how many every head dropped. tokens: how many no head holds any more; fewer, where heads drop different ones.
+    messages: (index, tokens) of each message that lost some, -1 for what stands before the first. score: mean worth of
+    the rows by the policy's measure, None where heads differ. kv_tokens: rows held afterwards.
     """
 
     policy: str
+    rows: int
     tokens: int
     messages: tuple[tuple[int, int], ...]
     score: float | None
@@ -157,9 +159,11 @@ def in_words(events: Iterable[Event]) -> list[str]:
     evicted = [event for event in told if isinstance(event, Evicted)]
     lines = [event.message for event in told if not isinstance(event, (ControlMoved, Evicted))]
     if evicted:
-        tokens = sum(event.tokens for event in evicted)
+        rows, tokens = sum(event.rows for event in evicted), sum(event.tokens for event in evicted)
         messages = sorted({index for event in evicted for index, _ in event.messages})
-        lines.append(f"{evicted[-1].policy} evicted {tokens} tokens, of {told_messages(messages)}")
+        what = f"{tokens} tokens" if rows == tokens else f"{rows} rows of every head, {tokens} tokens from all of them"
+        of = f", of {told_messages(messages)}" if messages else ""
+        lines.append(f"{evicted[-1].policy} evicted {what}{of}")
     if moves:
         limits = sorted({event.limit for event in moves})
         times = "once" if len(moves) == 1 else f"{len(moves)} times"

@@ -204,14 +204,18 @@ class Generation:
 
     def _tell(self, dropped: Dropped) -> None:
         eviction, request = self._held.eviction, self._request
-        if eviction is None or not len(dropped.tokens):
+        if eviction is None:
             return
         messages = tuple(by_message(request.spans, dropped.tokens, after=request.message))
-        of = f" of {told_messages(index for index, _ in messages)}" if request.spans else ""
+        what = f"{len(dropped.tokens)} tokens"
+        if eviction.level == "head":
+            what = f"{dropped.rows} rows of every head, {what} from all of them"
+        of = f" of {told_messages(index for index, _ in messages)}" if messages and request.spans else ""
         self.note(
             Evicted(
-                f"{eviction.policy} evicted {len(dropped.tokens)} tokens{of}",
+                f"{eviction.policy} evicted {what}{of}",
                 policy=eviction.policy,
+                rows=dropped.rows,
                 tokens=len(dropped.tokens),
                 messages=messages,
                 score=dropped.score,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +273,7 @@ class Model:
         if self._held.eviction is None:
             return []
 
-        def encode(part: Sequence[Message]) -> list[int]:
+        def encode(part: Sequence[Mapping[str, Any]]) -> list[int]:
             return encode_chat(self._template, self.tokenizer, part, tools, answer=False)
 
         return message_spans(prompt, turns, encode, frozenset(pinned))

@@ -28,8 +28,8 @@ _NONE = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """One eviction. tokens: numbers of those that no head holds any more. score: their mean, by the policy's measure;
-    None where rows went with a head each."""
+    """One eviction. tokens: numbers of those that no head holds any more. rows: dropped by every head. score: their
+    mean worth by the policy's measure; None where heads dropped different ones."""
 
     tokens: np.ndarray
     rows: int

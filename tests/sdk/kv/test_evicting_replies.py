@@ -38,6 +38,16 @@ def test_a_prompt_longer_than_the_budget_is_read_and_every_loss_is_an_event(name
         assert json.loads(json.dumps(reply.to_json()))["events"][0]["kind"] == "Evicted"
 
 
+def test_rows_that_only_some_heads_dropped_are_told_too() -> None:
+    with tiny_model(kv_policy="keydiff:96:head") as model:
+        reply = model.chat(MESSAGES, max_tokens=4)
+        lost = evictions(reply)
+        read = reply.stats.prompt_n + reply.stats.predicted_n - 1
+        assert sum(event.rows for event in lost) == read - reply.stats.kv_tokens
+        assert sum(event.tokens for event in lost) == reply.stats.kv_evicted < sum(event.rows for event in lost)
+        assert "rows of every head" in lost[0].message and "rows of every head" in in_words(reply.events)[0]
+
+
 def test_events_come_as_they_happen() -> None:
     seen: list[int] = []
     with tiny_model(kv_policy="keydiff:96") as model:
@@ -91,7 +101,7 @@ def test_a_window_may_be_endless() -> None:
 
 
 def test_raw_prompts_are_evicted_too_but_belong_to_no_message() -> None:
-    with tiny_model(kv_policy="keydiff:96") as model:
+    with tiny_model(kv_policy="keydiff:96:token") as model:
         reply = model.chat(LONG, raw=True, max_tokens=4)
         assert evictions(reply)
         assert "of" not in evictions(reply)[0].message.split("tokens")[1]
