@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from wattwise.model import Model
+from wattwise.prefix import NO_TOKENS
 from wattwise_devices.errors import PlanError
 from wattwise_runtimes.contracts import Batch
+
+_PIECE = 128  # tokens whose logits are held at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,28 +89,36 @@ def evaluate(
 ) -> Evaluation:
     """Score a text. against: a model with the same vocabulary, which is taken as the truth for KL and top-1.
 
-    max_tokens: stop after so many scored tokens. Raises PlanError for models that cannot be compared.
+    A model that evicts from its KV cache is scored as it would read the text: piece by piece, each piece seeing what
+    was kept of the earlier ones. max_tokens: stop after so many scored tokens. Raises PlanError for models that cannot
+    be compared.
     """
     if against is not None:
         _check_same_vocabulary(model, against)
-    size = min(window, model.engine.kv.capacity_tokens, against.engine.kv.capacity_tokens if against else window)
+    models = [model] if against is None else [model, against]
+    size = min(window, *(_longest(m, window) for m in models))
     tokens, scored_bytes, nats, kl, top1 = 0, 0, 0.0, 0.0, 0
     for ids in windows(model, text, size, split=split):
-        logp = log_probabilities(model, ids)
-        targets = np.asarray(ids[1:])
-        nats -= float(logp[np.arange(len(targets)), targets].sum())
-        tokens += len(targets)
-        scored_bytes += sum(len(model.tokenizer.token_bytes(int(t))) for t in targets)
-        if against is not None:
-            truth = log_probabilities(against, ids)
-            kl += float((np.exp(truth) * (truth - logp)).sum())
-            top1 += int((truth.argmax(1) == logp.argmax(1)).sum())
+        readings = [Reading(m) for m in models]
+        piece = min(reading.piece for reading in readings)
+        for start in range(0, len(ids) - 1, piece):
+            stop = min(start + piece, len(ids) - 1)
+            logp, *truths = (reading.read(ids[start:stop]) for reading in readings)
+            targets = np.asarray(ids[start + 1 : stop + 1])
+            nats -= float(logp[np.arange(len(targets)), targets].sum())
+            for truth in truths:
+                kl += float((np.exp(truth) * (truth - logp)).sum())
+                top1 += int((truth.argmax(1) == logp.argmax(1)).sum())
+        tokens += len(ids) - 1
+        scored_bytes += sum(len(model.tokenizer.token_bytes(int(t))) for t in ids[1:])
         if on_progress is not None:
             on_progress(tokens)
         if max_tokens is not None and tokens >= max_tokens:
             break
     if tokens == 0:
         raise ValueError("the text is too short to score: it gives no window of two tokens")
+    for m in models:
+        m.forget()
     return Evaluation(
         tokens=tokens,
         bytes=scored_bytes,
@@ -115,6 +126,35 @@ def evaluate(
         kl_nats=kl if against is not None else None,
         same_top1=top1 if against is not None else None,
     )
+
+
+def _longest(model: Model, window: int) -> int:
+    """Tokens of a window that the model can read."""
+    return window if model.plan.eviction is not None else model.engine.kv.capacity_tokens
+
+
+class Reading:
+    """One model reading one text from its beginning, with the eviction that its plan says."""
+
+    def __init__(self, model: Model) -> None:
+        model.forget()
+        self._engine, self.held = model.engine, model.held
+        self.piece = self.held.piece(_PIECE)
+
+    def read(self, ids: Sequence[int]) -> np.ndarray:
+        """Natural log-probabilities after each of the next tokens, float64 [len(ids), vocab]; at most a piece."""
+        self.held.make_room(len(ids), NO_TOKENS)
+        logits = self._engine.forward(Batch(ids, logits="all")).astype(np.float64)
+        self.held.extend(ids)
+        logits -= logits.max(axis=1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def log_probabilities(model: Model, ids: Sequence[int]) -> np.ndarray:
+    """Natural log-probabilities after each token but the last, float64 [len(ids) - 1, vocab]."""
+    reading = Reading(model)
+    cuts = range(0, len(ids) - 1, reading.piece)
+    return np.concatenate([reading.read(ids[i : min(i + reading.piece, len(ids) - 1)]) for i in cuts])
 
 
 def _check_same_vocabulary(model: Model, against: Model) -> None:
@@ -132,12 +172,3 @@ def _check_same_vocabulary(model: Model, against: Model) -> None:
             raise PlanError(
                 f"KL needs one vocabulary: token {token} is {one!r} in {clash[0]}, {other!r} in {clash[1]}", clash
             )
-
-
-def log_probabilities(model: Model, ids: Sequence[int]) -> np.ndarray:
-    """Natural log-probabilities after each token but the last, float64 [len(ids) - 1, vocab]."""
-    model.forget()
-    logits = model.engine.forward(Batch(ids[:-1], logits="all")).astype(np.float64)
-    model.forget()
-    logits -= logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

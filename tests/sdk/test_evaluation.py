@@ -39,3 +39,18 @@ def test_a_model_agrees_with_itself() -> None:
     found = evaluate(tiny_model(), TEXT, window=32, against=tiny_model())
     assert found.kl_nats == pytest.approx(0, abs=1e-9)
     assert found.same_top1 == found.tokens
+
+
+@pytest.mark.parametrize("policy", ["keydiff:48:token", "knorm:48:head", "window:48", "tova:48:token"])
+def test_a_model_under_eviction_differs_from_the_full_cache_only_where_rows_are_gone(policy: str) -> None:
+    short = evaluate(tiny_model(kv_policy=policy), TEXT, window=40, against=tiny_model())
+    assert short.kl_nats == pytest.approx(0, abs=1e-6), "windows within the budget lose nothing"
+    long = evaluate(tiny_model(kv_policy=policy), TEXT, window=120, against=tiny_model())
+    assert long.tokens == len(TEXT) - 2  # two windows, the first token of each is not scored
+    assert long.kl_nats is not None and long.kl_nats > 1e-4
+
+
+def test_pieces_do_not_change_the_figures() -> None:
+    whole, model = evaluate(tiny_model(), TEXT, window=120), tiny_model(kv_policy="keydiff:192")
+    assert model.plan.eviction is not None and model.held.piece(500) < 120, "read in pieces, nothing evicted"
+    assert evaluate(model, TEXT, window=120).nats == pytest.approx(whole.nats, rel=1e-5)

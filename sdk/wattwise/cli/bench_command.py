@@ -37,6 +37,8 @@ def run(options: argparse.Namespace) -> int:
     tests = [Test(n_prompt=p, n_depth=d) for d in options.n_depth for p in options.n_prompt if p]
     tests += [Test(n_gen=n, n_depth=d) for d in options.n_depth for n in options.n_gen if n]
     load = common.load_arguments(options)
+    if load["kv_policy"] is not None or load["overflow"] is not None:
+        raise ValueError("bench fills the cache as far as its rows say and evicts nothing; leave the KV policy away")
     if load["context"] is None:  # as much as the rows need, not the default
         load["context"] = max([16, *(t.n_prompt + t.n_gen + t.n_depth + 1 for t in tests)])
     with wattwise.load(options.model, **load) as model:
