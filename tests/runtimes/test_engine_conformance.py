@@ -504,7 +504,7 @@ def test_threads_change_between_calls_or_are_refused_by_name(engine: Engine, row
 
 def test_nbytes_and_where_answer_with_facts(engine: Engine) -> None:
     ledger = engine.nbytes()
-    assert engine.kv.nbytes >= SPEC.kv_row_elements() * LOAD.context * 2  # at least 16 bits an element
+    assert engine.kv.nbytes >= SPEC.kv_row_elements() * LOAD.context  # at least 8 bits an element
     assert ledger.kv == engine.kv.nbytes
     assert ledger.weights >= SPEC.parameters() // 4
     engine.forward(Batch(IDS[:5]))

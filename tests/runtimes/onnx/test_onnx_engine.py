@@ -153,14 +153,14 @@ def engine_without_history(folder: Path, spec: ModelSpec, load: LoadSpec, ids: n
 
 @pytest.mark.parametrize(
     ("load", "named"),
-    [(LoadSpec(context=64, kv_type="q8_0"), "q8_0"), (LoadSpec(context=64, kv_type="f16"), "f16"),
-     (LoadSpec(context=64, kv_type="f32", attention_scores=True), "attention")],
+    [(LoadSpec(context=64, kv_type="q8_0"), "q8_0"), (LoadSpec(context=64, kv_type="f16"), "f16")],
 )  # fmt: skip
 def test_requests_that_cannot_be_met_are_refused_before_loading(load: LoadSpec, named: str, tmp_path: Path) -> None:
     artifact = open_artifact(write_onnx_folder(tmp_path / "m", SPEC, random_weights(SPEC)))
-    for call in (BACKEND.load, BACKEND.estimate):
-        with pytest.raises(PlanError, match=named):
+    for call in (BACKEND.load, BACKEND.estimate, BACKEND.capabilities):
+        with pytest.raises(PlanError, match=named) as caught:
             call(artifact, load)
+        assert caught.value.clash is not None
 
 
 def test_loading_can_be_stopped(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ from wattwise_runtimes.contracts import Batch, LoadSpec
 from wattwise_runtimes.engines.onnx import BACKEND
 BACKEND.warm_up()
 artifact = open_artifact(sys.argv[1])
-load = LoadSpec(context=512, chunk=int(sys.argv[2]), kv_type="f32")
+load = LoadSpec(context=512, **json.loads(sys.argv[2]))
 predicted = BACKEND.estimate(artifact, load).total
 before = resident_memory().resident_bytes
 reset_peak()
@@ -239,13 +239,26 @@ print(json.dumps([predicted, resident_memory().peak_bytes - before, before]))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize(("quant", "chunk"), [("fp32", 128), ("fp16", 256), ("int8", 512), ("int4", 64)])
-def test_predicted_memory_is_what_it_takes(quant: str, chunk: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("quant", "load"),
+    [
+        ("fp32", {"chunk": 128}),
+        ("fp16", {"chunk": 256}),
+        ("int8", {"chunk": 512}),
+        ("int4", {"chunk": 64}),
+        ("int4", {"chunk": 128, "tree_leaves": 2}),
+        ("int4", {"chunk": 128, "attention_scores": True}),
+        ("int4", {"chunk": 128, "kv_type": "int8"}),
+        ("int4", {"chunk": 128, "kv_type": "int4", "attention_scores": True, "tree_leaves": 2}),
+    ],
+    ids=str,
+)
+def test_predicted_memory_is_what_it_takes(quant: str, load: dict[str, object], tmp_path: Path) -> None:
     spec = dataclasses.replace(SPEC, hidden=768, ffn=2048, layers=6, vocab=16000, heads=12, kv_heads=6, head_dim=64)
     assert spec.rope is not None
     spec = dataclasses.replace(spec, rope=dataclasses.replace(spec.rope, dims=64), context=512)
     folder = write_onnx_folder(tmp_path / "m", spec, random_weights(spec), quant=quant)
-    command = [sys.executable, "-c", _MEASURE, str(folder), str(chunk)]
+    command = [sys.executable, "-c", _MEASURE, str(folder), json.dumps({"kv_type": "f32", **load})]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     predicted, measured, runtime = json.loads(done.stdout)
     assert (predicted + runtime) / (measured + runtime) == pytest.approx(1, abs=0.05)

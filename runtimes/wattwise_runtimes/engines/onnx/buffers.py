@@ -11,6 +11,7 @@ import numpy as np
 
 from wattwise_runtimes.engines.onnx.kv import OnnxKV
 from wattwise_runtimes.engines.onnx.mask import HIDDEN, hide_outside_window, hide_siblings
+from wattwise_runtimes.engines.onnx.scores import Scores
 from wattwise_runtimes.engines.onnx.signature import Signature
 from wattwise_runtimes.spec import ModelSpec
 
@@ -18,13 +19,16 @@ _NUMPY = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int3
 
 
 class Bound:
-    """The inputs and outputs of one session over one KV cache. biases: names of bias inputs, window or None each."""
+    """The inputs and outputs of one session over one KV cache.
+
+    biases: names of bias inputs, window or None each. scores: where attention scores go, None without them.
+    """
 
     def __init__(
         self, session: Any, signature: Signature, spec: ModelSpec, kv: OnnxKV, chunk: int,
-        biases: dict[str, int | None],
+        biases: dict[str, int | None], scores: Scores | None = None,
     ) -> None:  # fmt: skip
-        self._signature, self._kv, self._vocab = signature, kv, spec.vocab
+        self._signature, self._kv, self._vocab, self._scores = signature, kv, spec.vocab, scores
         self.binding = session.io_binding()
         self._ids = np.zeros(chunk, _NUMPY[signature.ids.dtype])
         self._positions = None if signature.positions is None else np.zeros(chunk, _NUMPY[signature.positions.dtype])
@@ -67,6 +71,8 @@ class Bound:
             self._bound_tokens = n
         if self._signature.mask is not None:
             self._bind(self._signature.mask.name, self._ones, (1, total))
+        if self._scores is not None:
+            self._scores.bind(self.binding, n, total)
         for name, window in self._biases.items():
             self._feed_bias(name, window, positions, total, parents)
 

@@ -29,6 +29,7 @@ from wattwise_runtimes.spec import ModelSpec
 
 _REASON = "this graph grows its cache by copying it"
 _NUMPY = {"int64": np.int64, "int32": np.int32}
+GROWING_CAPABILITIES = Capabilities(keys=True)
 
 
 class GrowingKV:
@@ -101,7 +102,7 @@ class GrowingEngine:
 
     def __init__(self, session: Any, signature: Signature, spec: ModelSpec, load: LoadSpec, ledger: Ledger) -> None:
         self.spec, self.kv = spec, GrowingKV(spec, signature, load.context)
-        self.capabilities = Capabilities(keys=True)
+        self.capabilities = GROWING_CAPABILITIES
         self._session, self._signature, self._load, self._ledger = session, signature, load, ledger
         self._limit = min(load.context, spec.context)
 
