@@ -56,6 +56,10 @@ def _onnx(spec: ModelSpec, weights: Mapping[str, np.ndarray], load: LoadSpec, fo
     return BACKEND.load(open_artifact(write_onnx_folder(folder / "onnx", spec, weights)), load)
 
 
+def _onnx_int8(spec: ModelSpec, weights: Mapping[str, np.ndarray], load: LoadSpec, folder: Path) -> Engine:
+    return _onnx(spec, weights, replace(load, kv_type="int8"), folder)
+
+
 ENGINES: list[Row] = [
     Row("reference", _reference, tolerance=1e-5),
     # ggml looks GELU up in a table of f16 values
@@ -63,4 +67,6 @@ ENGINES: list[Row] = [
     # what people use: f16 rows, and flash attention, which rounds to f16 inside
     Row("llamacpp-f16", _llamacpp_f16, tolerance=3e-2, needs="llama_cpp"),
     Row("onnx", _onnx, tolerance=1e-4, needs="onnxruntime"),
+    # codes of 8 bits with constant scales: rows differ by half a step, so everything after them does
+    Row("onnx-int8", _onnx_int8, tolerance=1e-1, needs="onnxruntime", looser={"gemma2": 2e-1}),
 ]

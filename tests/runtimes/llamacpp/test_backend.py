@@ -127,8 +127,8 @@ def test_a_description_that_does_not_fit_the_file_is_refused(tmp_path: Path) -> 
     ("wrong", "word"),
     [
         ({"context": 0}, "context"), ({"chunk": 0}, "chunk"), ({"threads": 0}, "threads"), ({"threads_batch": 0}, "0"),
-        ({"tree_leaves": 256}, "255"), ({"tree_leaves": -1}, "-1"), ({"attention_scores": True}, "attention"),
-        ({"kv_type": "int8"}, "int8"), ({"context": 2**32 + 5}, "context"), ({"threads": 600}, "512"),
+        ({"tree_leaves": 256}, "255"), ({"tree_leaves": -1}, "-1"), ({"kv_type": "int8"}, "int8"),
+        ({"context": 2**32 + 5}, "context"), ({"threads": 600}, "512"),
     ],
 )  # fmt: skip
 def test_requests_that_cannot_be_honoured_are_refused_by_name(

@@ -189,7 +189,7 @@ def test_cancelling_a_tree_leaves_no_sequence_behind(tmp_path: Path) -> None:
     engine, ref = load(tmp_path, SPEC, tree_leaves=3), reference(SPEC)
     engine.forward(Batch(ids(10)))
     engine._seconds_per_row = 1.0
-    engine._flag.set()  # as if cancelled at once; cleared again by the watch
+    engine._watched._flag.set()  # as if cancelled at once; cleared again by the watch
     with pytest.raises(ForwardCancelled):
         engine.forward(Batch([4, 5, 6], parents=[-1, 0, -1]), lambda: False)
     assert engine.kv.length == 10

@@ -26,7 +26,8 @@ from wattwise_runtimes.formats.gguf import read_gguf
 pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.llama
 
-# Prints what it held when warm, its peak after it filled the context, and what the engine says it holds.
+# Prints what it held when warm, its peak after it filled the context, and what the engine says it holds. On the way it
+# looks at everything and moves rows, where it can.
 RUN = """
 import json, sys
 from wattwise_devices.process_memory import resident_memory
@@ -40,8 +41,14 @@ warm = resident_memory().resident_bytes + later
 engine = BACKEND.load(made, load)
 vocab = engine.spec.vocab
 engine.forward(Batch([(7 * i) % vocab for i in range(load.context - 8)]), lambda: False)  # in its thread
+attention = engine.kv.view().attention
+if attention is not None:
+    for layer in range(engine.spec.layers):
+        attention(layer)
 for i in range(8):
     engine.forward(Batch([i % vocab]))
+    if engine.capabilities.shift and i == 3:
+        engine.kv.shift(20, load.context, 5)
 assert engine.kv.length == load.context
 peak = resident_memory().peak_bytes
 print(json.dumps({"warm": warm, "peak": peak, "held": warm + engine.nbytes().total}))
@@ -83,6 +90,10 @@ def random_models() -> ModuleType:
         ("q4_0", LoadSpec(context=256, chunk=128, threads=2)),
         ("q8_0", LoadSpec(context=300, chunk=256, kv_type="q8_0")),
         ("f16", LoadSpec(context=256, chunk=64, kv_type="f32")),
+        ("q4_0", LoadSpec(context=2048, chunk=32, kv_type="q8_0")),
+        ("q4_0", LoadSpec(context=256, chunk=128, attention_scores=True)),
+        ("q8_0", LoadSpec(context=1024, chunk=64, attention_scores=True, threads=2)),
+        ("q4_0", LoadSpec(context=488, chunk=32, kv_type="f32", attention_scores=True)),  # 15 whole chunks
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -137,6 +148,20 @@ def test_more_context_rows_and_trees_cost_what_they_cost(tmp_path: Path) -> None
     assert large.weights == small.weights
     assert BACKEND.estimate(made, load_spec(chunk=64)).compute > BACKEND.estimate(made, load_spec(chunk=8)).compute
     assert BACKEND.estimate(made, load_spec(tree_leaves=64)).compute > small.compute
+
+
+def test_what_can_be_asked_for_later_is_counted(tmp_path: Path) -> None:
+    made = artifact(tmp_path, WIDE)
+
+    def compute(**options: object) -> int:
+        return BACKEND.estimate(made, load_spec(chunk=32, **options)).compute
+
+    long = {"context": 65536, "kv_type": "f16"}
+    assert compute(**long, attention_scores=True) > 4 * WIDE.layers * WIDE.heads * 32 * 65536 + compute(**long)
+    turned = 2 * 4 * 65536 * 64  # keys of a layer as float32, twice
+    quantised = compute(context=65536, kv_type="q8_0")
+    assert turned < quantised < turned + 20e6
+    assert compute(context=65536, kv_type="bf16") < turned, "cannot be moved, so nothing is set aside"
 
 
 def test_untouched_code_is_read_from_smaps(tmp_path: Path) -> None:

@@ -45,22 +45,24 @@ class Watched:
         self._flag = flag
         self._executor: ThreadPoolExecutor | None = None  # made on first use; one thread, so one OpenMP team
 
-    def run(self, call: Callable[[], int], cancelled: Callable[[], bool]) -> int:
+    def run(self, call: Callable[[], int], cancelled: Callable[[], bool] | None) -> int:
         """The call's answer. Never returns or raises while the call is still running.
 
-        An exception here (Ctrl-C, or one from `cancelled`) stops the call, then goes on to the caller.
+        An exception here (Ctrl-C, or one from `cancelled`) stops the call, then goes on to the caller. Where
+        `cancelled` is None nothing stops the call: Ctrl-C waits for its end.
         """
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="wattwise-compute")
         future = self._executor.submit(call)
         try:
             while not _finished(future):
-                if cancelled():
+                if cancelled is not None and cancelled():
                     self._flag.set()
             return future.result()
         finally:
             while not future.done():  # also when Ctrl-C is pressed again
-                self._flag.set()
+                if cancelled is not None:
+                    self._flag.set()
                 with contextlib.suppress(KeyboardInterrupt):
                     _finished(future)
             self._flag.reset()

@@ -6,17 +6,25 @@ import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from wattwise_devices.errors import BackendError, BackendUnavailable, LoadError, UnsupportedArchitecture
-from wattwise_runtimes.contracts import Artifact, Capability, Ledger, LoadSpec
+from wattwise_devices.errors import BackendError, BackendUnavailable, LoadError, PlanError, UnsupportedArchitecture
+from wattwise_runtimes.contracts import Artifact, Batch, Capabilities, Capability, Ledger, LoadSpec
 from wattwise_runtimes.engines.llamacpp import dry_run, guards, log, memory, params
-from wattwise_runtimes.engines.llamacpp.abort import AbortFlag
+from wattwise_runtimes.engines.llamacpp.abort import AbortFlag, Watched
+from wattwise_runtimes.engines.llamacpp.capabilities import capabilities
 from wattwise_runtimes.engines.llamacpp.engine import LlamaEngine
-from wattwise_runtimes.engines.llamacpp.evidence import Evidence, read_buffers, read_flash_attention
+from wattwise_runtimes.engines.llamacpp.evidence import (
+    Evidence,
+    read_buffers,
+    read_flash_attention,
+    read_key_rotation,
+)
 from wattwise_runtimes.engines.llamacpp.ggml import devices
 from wattwise_runtimes.engines.llamacpp.kv import LlamaKV, Traits
-from wattwise_runtimes.engines.llamacpp.kv_types import KV_TYPES, kv_type
+from wattwise_runtimes.engines.llamacpp.kv_types import KV_TYPES, kv_type, rotation_size
 from wattwise_runtimes.engines.llamacpp.native import TESTED_VERSION, Native, native
+from wattwise_runtimes.engines.llamacpp.tap import Tap
 from wattwise_runtimes.formats.gguf import GGUFTensor
+from wattwise_runtimes.spec import ModelSpec
 
 Progress = Callable[[float], bool | None]
 _ROPE_NEOX = 2  # llama_rope_type
@@ -47,6 +55,10 @@ class LlamaBackend:
     def estimate(self, artifact: Artifact, spec: LoadSpec) -> Ledger:
         return memory.estimate(artifact, spec)
 
+    def capabilities(self, artifact: Artifact, spec: LoadSpec) -> Capabilities:
+        guards.check(artifact, spec)
+        return capabilities(artifact.spec, spec)
+
     def load(self, artifact: Artifact, spec: LoadSpec, on_progress: Progress | None = None) -> LlamaEngine:
         guards.check(artifact, spec)
         tensors = guards.open_checked(artifact.path).tensors.values()  # before native code opens the file
@@ -62,16 +74,26 @@ class LlamaBackend:
             flag = AbortFlag(lib.ggml, lib.api.ggml_abort_callback)
             context_params = params.context_params(lib, artifact.spec, spec)
             context_params.abort_callback, context_params.abort_callback_data = flag.callback, flag.argument
+            tap = Tap(lib, artifact.spec, spec) if spec.attention_scores else None
+            if tap is not None:
+                context_params.cb_eval = tap.callback
             context = lib.context_new(model, context_params)
             if not context:
                 raise BackendError(f"llama.cpp cannot make a context for {artifact.path}: {log.last_words()}")
             free_context = undo.enter_context(_Freed(lib.context_free, context))
-            kv = LlamaKV(lib, context, artifact.spec, kv_type(spec.kv_type), spec.context, traits=traits)
+            watched = Watched(flag)
+            compute = _undisturbed(lib, context, watched, tap)
+            kv = LlamaKV(lib, context, artifact.spec, spec, traits=traits, compute=compute)
+            _check_context(lib, context, artifact.spec, spec, capture.lines)
             grown = dry_run.private_bytes() - private_before
             evidence = _evidence(lib, tensors, artifact, spec, capture.lines, grown - kv.nbytes)
-            engine = LlamaEngine(lib, model, context, artifact.spec, spec, kv=kv, flag=flag, evidence=evidence)
+            engine = LlamaEngine(
+                lib, model, context, artifact.spec, spec, kv=kv, watched=watched, tap=tap, evidence=evidence
+            )
             free_context.keep()
             free_model.keep()
+        if spec.attention_scores:
+            _try_scores(lib, engine)
         return engine
 
 
@@ -136,10 +158,47 @@ def _traits(lib: Native, model: int, artifact: Artifact) -> Traits:
     for what, count in expected.items():
         if found[what] != count:
             raise LoadError(f"{path}: llama.cpp finds {found[what]} for {what}, the model's description says {count}")
-    has_window = lib.model_window(model) > 0
-    if spec.sliding_window is not None and not has_window and spec.architecture not in guards.NO_WINDOW:
-        raise LoadError(f"{path}: its sliding window of {spec.sliding_window} is not known to llama.cpp")
-    return Traits(neox_rope=lib.model_rope_type(model) == _ROPE_NEOX, two_caches=has_window)
+    window = lib.model_window(model)
+    if (window > 0) != guards.has_two_caches(spec):
+        raise LoadError(f"{path}: llama.cpp finds a sliding window of {window}, expected {spec.sliding_window or 0}")
+    return Traits(neox_rope=lib.model_rope_type(model) == _ROPE_NEOX, two_caches=window > 0)
+
+
+def _undisturbed(lib: Native, context: int, watched: Watched, tap: Tap | None) -> Callable[[Any], int]:
+    """Decodes a `llama_batch` that is no text: nothing stops it, and its attention is not for anybody."""
+
+    def compute(batch: Any) -> int:
+        if tap is not None:
+            tap.listen(0)
+        return watched.run(lambda: lib.decode(context, batch), None)
+
+    return compute
+
+
+def _check_context(lib: Native, context: int, spec: ModelSpec, load: LoadSpec, lines: list[str]) -> None:
+    """Raise where llama.cpp made something else than this engine's rules say: a move of keys would end the process."""
+    rotated = rotation_size(kv_type(load.kv_type), spec.head_dim) > 0
+    if read_key_rotation(lines) != rotated:
+        raise BackendError(f"llama.cpp {'does not rotate' if rotated else 'rotates'} {load.kv_type} keys, unexpectedly")
+    if capabilities(spec, load).shift and not lib.can_shift(lib.memory(context)):
+        raise BackendError(f"llama.cpp cannot move keys of {spec.architecture}, unexpectedly")
+
+
+def _try_scores(lib: Native, engine: LlamaEngine) -> None:
+    """Read the attention of one token: so an unknown build of llama.cpp is refused now, not in the middle of a text."""
+    try:
+        engine.forward(Batch([0]))
+        attention = engine.kv.view().attention
+        if attention is None or not all(abs(attention(layer) - 1).max() < 1e-3 for layer in range(engine.spec.layers)):
+            raise BackendError("the weights over a single row are not 1")
+        engine.kv.clear()
+    except BackendError as error:
+        engine.close()
+        raise PlanError(
+            f"attention scores cannot be read from this build of llama.cpp (llama-cpp-python {lib.version}, tested "
+            f"with {TESTED_VERSION}): {error}. Use the onnx engine, or a policy that reads keys instead.",
+            clash=("attention_scores", f"llama-cpp-python {lib.version}"),
+        ) from error
 
 
 def _evidence(
@@ -153,8 +212,8 @@ def _evidence(
         system_info=lib.system_info().decode("utf-8", "replace").strip(),
         devices=tuple(f"{d.name}: {d.description}" for d in devices(lib)),
         library=f"llama-cpp-python {lib.version}",
-        compute_bytes=sum(buffers.compute.values()) + memory.buffers_by_formula(tensors, artifact.spec, load),
-        tables_bytes=max(0, grown - sum(touched)),
+        compute_bytes=memory.compute_bytes(tensors, artifact.spec, load, sum(buffers.compute.values())),
+        tables_bytes=max(0, grown - sum(touched)) + memory.cell_sets_bytes(load),
     )
 
 

@@ -2,7 +2,8 @@
 
 A call is cut into chunks of at most `LoadSpec.chunk` tokens and of the rows of logits that the context has room
 for; one chunk is one native call and one micro-batch, so a chunk that is stopped leaves nothing behind. Logits are
-handed out as a view on llama.cpp's own buffer where one chunk gave all of them.
+handed out as a view on llama.cpp's own buffer where one chunk gave all of them. Where attention scores are wanted, a
+tap listens to the native calls of the last chunk (`tap.py`), and everything is computed in the watched thread.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from typing import Any
 import numpy as np
 
 from wattwise_devices.errors import BackendError, ContextOverflow, PlanError
-from wattwise_runtimes.contracts import Batch, Capabilities, ForwardCancelled, Ledger, LoadSpec
+from wattwise_runtimes.contracts import Batch, ForwardCancelled, Ledger, LoadSpec
 from wattwise_runtimes.engines.llamacpp import log, params
-from wattwise_runtimes.engines.llamacpp.abort import AbortFlag, Watched
+from wattwise_runtimes.engines.llamacpp.abort import Watched
 from wattwise_runtimes.engines.llamacpp.batch import NativeBatch
+from wattwise_runtimes.engines.llamacpp.capabilities import capabilities
 from wattwise_runtimes.engines.llamacpp.evidence import Evidence
-from wattwise_runtimes.engines.llamacpp.guards import NO_WINDOW
+from wattwise_runtimes.engines.llamacpp.guards import MAX_CONTEXT, NO_WINDOW
 from wattwise_runtimes.engines.llamacpp.kv import LlamaKV, OpenTree
-from wattwise_runtimes.engines.llamacpp.native import Native
+from wattwise_runtimes.engines.llamacpp.native import ABORTED, NO_SLOT, Native
+from wattwise_runtimes.engines.llamacpp.tap import Tap
 from wattwise_runtimes.spec import ModelSpec
 
-_NO_SLOT, _ABORTED = 1, 2  # llama_decode
 _WATCH_SECONDS = 0.03  # computations expected to take longer are watched for cancellation
-_CANCEL_MS = 100.0  # one poll and the slowest node of a chunk: 10 to 20 on an idle machine, 100 on a crowded one
 
 
 class LlamaEngine:
@@ -36,11 +37,11 @@ class LlamaEngine:
 
     def __init__(
         self, native: Native, model: int, context: int, spec: ModelSpec, load: LoadSpec, *, kv: LlamaKV,
-        flag: AbortFlag, evidence: Evidence,
+        watched: Watched, tap: Tap | None, evidence: Evidence,
     ) -> None:  # fmt: skip
         self.spec, self.kv = spec, kv
         self._native, self._model, self._context, self._load = native, model, context, load
-        self._flag, self._watched, self._evidence = flag, Watched(flag), evidence
+        self._watched, self._tap, self._evidence = watched, tap, evidence
         self._chunk = params.chunk_tokens(load)
         self._output_rows = params.output_rows(spec, load)
         self._batch = NativeBatch(native, params.batch_tokens(load), max(1, load.tree_leaves))
@@ -49,10 +50,7 @@ class LlamaEngine:
         self._seconds_per_row = math.inf
         self._position_limit = _position_limit(spec)
         self._decode, self._logits, self._struct = native.decode, native.logits, self._batch.struct
-        self.capabilities = Capabilities(
-            tree_tokens=params.tree_tokens(load), drop="none" if kv.sliding else "token", keys=not kv.sliding,
-            attention=False, export=True, truncate=True, cancel_within_ms=_CANCEL_MS, threads_adjustable=True,
-        )  # fmt: skip
+        self.capabilities = capabilities(spec, load)
 
     def forward(self, batch: Batch, cancelled: Callable[[], bool] | None = None) -> np.ndarray:
         self.kv.check_no_tree("forward")
@@ -109,7 +107,8 @@ class LlamaEngine:
         if cancelled is not None and cancelled():
             raise ForwardCancelled(0)
         self._batch.one(token, position, True)
-        self._compute(1, cancelled, 0)
+        self._listen_from_here()
+        self._compute(1, cancelled, 0, is_shown=True)
         return self._rows(1)
 
     def _chain(self, ids: np.ndarray, wanted: list[int], cancelled: Callable[[], bool] | None) -> np.ndarray:
@@ -117,11 +116,14 @@ class LlamaEngine:
         collected: np.ndarray | None = None
         got = self._nothing
         filled = 0
+        last_chunk = (len(ids) - 1) // self._chunk * self._chunk
         for start, stop, picked in self._chunks(len(ids), wanted):
             if cancelled is not None and cancelled():
                 raise ForwardCancelled(start)
             self._batch.chain(ids[start:stop], self.kv.next_position, picked)
-            self._compute(stop - start, cancelled, start)
+            if start == last_chunk:
+                self._listen_from_here()
+            self._compute(stop - start, cancelled, start, is_shown=start >= last_chunk)
             if not picked:
                 continue
             got = self._rows(len(picked))
@@ -153,26 +155,42 @@ class LlamaEngine:
         positions = self.kv.next_position + np.asarray(depths, np.int64)
         self.kv.share_text(leaves)
         self._batch.tree(ids, positions, wanted, below)
-        self._compute(len(ids), cancelled, 0, OpenTree(positions, parents, [b[0] for b in below], leaves))
+        self._compute(len(ids), cancelled, 0, tree=OpenTree(positions, parents, [b[0] for b in below], leaves))
         return self._rows(len(wanted)) if wanted else self._nothing
 
+    def _listen_from_here(self) -> None:
+        """The chunk whose attention views will show begins."""
+        if self._tap is not None:
+            self._tap.forget()
+            self.kv.show(None)
+
     def _compute(
-        self, rows: int, cancelled: Callable[[], bool] | None, rows_done: int, tree: OpenTree | None = None
-    ) -> None:
-        """Run the native batch and record its rows; on anything but success the KV store is as it was before."""
-        kv = self.kv
+        self, rows: int, cancelled: Callable[[], bool] | None, rows_done: int, *, is_shown: bool = False,
+        tree: OpenTree | None = None,
+    ) -> None:  # fmt: skip
+        """Run the native batch and record its rows; on anything but success the KV store is as it was before.
+
+        is_shown: it belongs to the chunk whose attention can be asked for.
+        """
+        kv, tap = self.kv, self._tap
         try:
+            if tap is not None:
+                tap.listen(rows if is_shown else 0)
             started = time.perf_counter()
-            if cancelled is not None and rows * self._seconds_per_row > _WATCH_SECONDS:
+            is_long = cancelled is not None and rows * self._seconds_per_row > _WATCH_SECONDS
+            if is_long or tap is not None:
                 status = self._watched.run(lambda: self._decode(self._context, self._struct), cancelled)
             else:
                 status = self._decode(self._context, self._struct)
             if status == 0:
                 self._seconds_per_row = (time.perf_counter() - started) / rows
+                scores = tap.heard() if tap is not None and is_shown else None
                 if tree is None:
                     kv.appended(kv.next_position, rows)
                 else:
                     kv.opened(tree)
+                if scores is not None:
+                    kv.show(scores)
                 return
         except BaseException:  # Ctrl-C, or an error in `cancelled`: native code may have added rows
             kv.forget_unrecorded(tree)
@@ -181,9 +199,9 @@ class LlamaEngine:
         self._raise_for(status, rows, rows_done)
 
     def _raise_for(self, status: int, rows: int, rows_done: int) -> None:
-        if status == _ABORTED:
+        if status == ABORTED:
             raise ForwardCancelled(rows_done)
-        if status == _NO_SLOT:
+        if status == NO_SLOT:
             raise ContextOverflow(prompt_tokens=rows, limit=self.kv.capacity_tokens, held_tokens=self.kv.length)
         raise BackendError(f"llama.cpp failed to compute {rows} tokens (status {status}): {log.last_words()}")
 
@@ -202,10 +220,10 @@ class LlamaEngine:
         return view
 
     def _chunks(self, n: int, wanted: Sequence[int]) -> Iterator[tuple[int, int, list[int]]]:
-        """(start, stop, wanted rows within) of each native call."""
+        """(start, stop, wanted rows within) of each native call; a chunk with many wanted rows takes several."""
         start = next_wanted = 0
         while start < n:
-            stop = min(start + self._chunk, n)
+            stop = min((start // self._chunk + 1) * self._chunk, n)
             picked: list[int] = []
             while next_wanted < len(wanted) and wanted[next_wanted] < stop:
                 if len(picked) == self._output_rows:
@@ -265,4 +283,4 @@ def _position_limit(spec: ModelSpec) -> float:
         return spec.context
     if spec.sliding_window is not None and spec.architecture in NO_WINDOW:
         return spec.sliding_window
-    return math.inf
+    return MAX_CONTEXT

@@ -15,6 +15,7 @@ from wattwise_runtimes.contracts import Ledger
 _MIB = 1 << 20
 _BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|compute|output) buffer size\s*=\s*([0-9.]+) MiB")
 _PLACED = re.compile(r"^tensor (\S+) \(.*\) buffer type overridden to (\S+)$")
+_KEY_ROTATION = re.compile(r"attn_rot_k\s+=\s+(\d)")
 _FLASH = re.compile(r"flash_attn\s+=\s+(\w+)")
 
 
@@ -47,6 +48,11 @@ def read_placements(lines: Sequence[str]) -> set[tuple[str, str]]:
 def read_flash_attention(lines: Sequence[str]) -> str:
     """llama.cpp's word for it: "enabled", "disabled", "auto", or "" where it said nothing."""
     return next((m[1] for m in map(_FLASH.search, lines) if m), "")
+
+
+def read_key_rotation(lines: Sequence[str]) -> bool:
+    """Whether any of the caches rotates its keys before it stores them."""
+    return any(m[1] != "0" for m in map(_KEY_ROTATION.search, lines) if m)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

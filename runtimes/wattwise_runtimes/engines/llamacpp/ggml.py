@@ -1,4 +1,4 @@
-"""The few ggml functions that llama-cpp-python does not bind: devices with their memory, buffer types, quantising rows.
+"""The few ggml functions that llama-cpp-python does not bind: devices, buffer types, quantising, tensors of a graph.
 
 Declared here through ctypes on the libraries inside the llama_cpp package. Nothing else in the program calls
 ggml directly.
@@ -7,6 +7,7 @@ ggml directly.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from wattwise_devices.errors import BackendError
 from wattwise_runtimes.engines.llamacpp.native import Native, native
 from wattwise_runtimes.formats.gguf_types import TensorType
 
+_SOURCES_AT, _DATA_AT, _NAME_AT = 152, 248, 256  # bytes into ggml_tensor where pointers have 64 bits
+_MOST_SOURCES = 10  # GGML_MAX_SRC
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel", 4: "meta"}
 
 
@@ -40,6 +43,41 @@ def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> 
     function = library[name]  # a function object of our own: the package's keep their declarations
     function.restype, function.argtypes = result, list(arguments)
     return function
+
+
+class RunningTensors:
+    """Reading tensors of a graph that is being computed, from inside its evaluation callback; tensors are addresses.
+
+    name(tensor), elements(tensor), rows(tensor), nbytes(tensor), is_contiguous(tensor): what ggml says of it.
+    copy(tensor, address, offset, nbytes): bytes out of it; ggml ends the process when asked for more than there are.
+    """
+
+    def __init__(self, native: Native) -> None:
+        pointer, size, count = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
+        lib = native.ggml
+        self.name = _function(lib, "ggml_get_name", ctypes.c_char_p, pointer)
+        self.elements = _function(lib, "ggml_nelements", count, pointer)
+        self.rows = _function(lib, "ggml_nrows", count, pointer)
+        self.nbytes = _function(lib, "ggml_nbytes", size, pointer)
+        self.is_contiguous = _function(lib, "ggml_is_contiguous", ctypes.c_bool, pointer)
+        self.copy = _function(lib, "ggml_backend_tensor_get", None, pointer, pointer, size, size)
+        self._name_address = _function(lib, "ggml_get_name", pointer, pointer)
+        self._data_address = _function(lib, "ggml_get_data", pointer, pointer)
+
+    def has_known_layout(self, tensor: int, nodes: Set[int]) -> bool:
+        """Whether `source` may be used: ggml has no function for the sources of a tensor, so the struct is read.
+
+        tensor: one with exactly two sources of which the first is among `nodes`, the nodes computed before it.
+        """
+        if self._name_address(tensor) - tensor != _NAME_AT:  # so everything below lies inside the struct
+            return False
+        data = ctypes.c_size_t.from_address(tensor + _DATA_AT).value
+        first, second, *others = (ctypes.c_size_t * _MOST_SOURCES).from_address(tensor + _SOURCES_AT)
+        return data == self._data_address(tensor) and first in nodes and second > 0 and not any(others)
+
+    def source(self, tensor: int, index: int) -> int:
+        """One of the tensors that this one is computed from."""
+        return ctypes.c_size_t.from_address(tensor + _SOURCES_AT + index * ctypes.sizeof(ctypes.c_void_p)).value
 
 
 def devices(native: Native) -> list[Device]:

@@ -1,9 +1,9 @@
 """Requests that this engine must refuse before native code sees them: they would end the process or be ignored.
 
 Each is a `PlanError` that names the two things that clash and what works instead. Facts of llama.cpp at 0.3.36:
-a quantised V cache exists only with flash attention (so that is on, see `params.flash_attention`), and then
-attention weights do not exist; a K shift with bf16 or some quantised K caches ends the process, and this engine
-never shifts; more sequences than output rows or batch tokens end it too (see `params`).
+a quantised V cache exists only with flash attention, and then attention weights do not exist, so they clash
+(`params.flash_attention`); more sequences than output rows or batch tokens end the process (see `params`); so does a
+K shift with bf16 or some quantised K caches, which is refused when rows are to be moved (`shift.refusal`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,8 @@ def check(artifact: Artifact, load: LoadSpec) -> None:
     _check_counts(load)
     _check_kv_type(artifact.spec, load)
     _check_positions(artifact.spec, load)
-    if load.attention_scores:
-        raise PlanError(
-            "the llamacpp engine computes attention inside native code and cannot hand out its scores. "
-            "Use the onnx engine, or a policy that reads keys instead.",
-            clash=("attention_scores", "the llamacpp engine"),
-        )
-    if load.tree_leaves and artifact.spec.sliding_window and artifact.spec.architecture not in NO_WINDOW:
+    _check_scores(artifact.spec, load)
+    if load.tree_leaves and has_two_caches(artifact.spec):
         raise PlanError(
             f"token trees need one KV cache, but llama.cpp keeps the sliding-window layers of "
             f"{artifact.spec.architecture} in a second one. Draft chains instead of trees.",
@@ -55,6 +50,11 @@ def open_checked(path: str | Path) -> GGUFFile:
 def padded_cells(context: int) -> int:
     """Cells that llama.cpp allocates for a context of so many tokens."""
     return -(-context // CELL_PADDING) * CELL_PADDING
+
+
+def has_two_caches(spec: ModelSpec) -> bool:
+    """Whether llama.cpp keeps the sliding-window layers of this model in a cache of their own."""
+    return spec.sliding_window is not None and spec.architecture not in NO_WINDOW
 
 
 def _check_counts(load: LoadSpec) -> None:
@@ -82,6 +82,23 @@ def _check_kv_type(spec: ModelSpec, load: LoadSpec) -> None:
             f"KV type {load.kv_type} stores blocks of {block} values, but a head of this model has {spec.head_dim}. "
             "Use f16.",
             clash=(f"kv_type {load.kv_type}", f"head size {spec.head_dim}"),
+        )
+
+
+def _check_scores(spec: ModelSpec, load: LoadSpec) -> None:
+    if not load.attention_scores:
+        return
+    if kv_type(load.kv_type).block > 1:
+        raise PlanError(
+            f"llama.cpp keeps {load.kv_type} values only with flash attention, which never has the attention scores in "
+            "memory. Ask for kv_type f16, or use a policy that reads keys instead.",
+            clash=("attention_scores", f"kv_type {load.kv_type} on the llamacpp engine"),
+        )
+    if has_two_caches(spec):
+        raise PlanError(
+            f"llama.cpp keeps the sliding-window layers of {spec.architecture} in a second KV cache and overwrites "
+            "rows outside the window, so there are no scores over the rows held. Use the onnx engine.",
+            clash=("attention_scores", "sliding-window layers on the llamacpp engine"),
         )
 
 

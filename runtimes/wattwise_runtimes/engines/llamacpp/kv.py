@@ -1,30 +1,41 @@
 """The KV store over llama.cpp's memory: sequence 0 is the text, the leaves of an open tree are sequences 1, 2, ...
 
 llama.cpp keeps one cell per token for all layers and heads, so rows are whole positions. Removing cells leaves
-holes that later tokens fill in any order; positions are stored in the cells and never renumbered. This class
-mirrors which positions are held (numpy), and is the only place that calls the functions that change them.
+holes that later tokens fill in any order; positions are stored in the cells and renumbered only by `shift`. This
+class mirrors which positions are held (numpy), and is the only place that calls the functions that change them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from wattwise_devices.errors import BackendError, CorruptArtifact, PlanError
-from wattwise_runtimes.contracts import KVView
-from wattwise_runtimes.engines.llamacpp.kv_types import hadamard, rotation_size
-from wattwise_runtimes.engines.llamacpp.log import last_words
+from wattwise_runtimes.contracts import KVView, LoadSpec
+from wattwise_runtimes.engines.llamacpp import log, shift
+from wattwise_runtimes.engines.llamacpp.guards import MAX_CONTEXT
+from wattwise_runtimes.engines.llamacpp.keys import KeyForm, LazyKeys
+from wattwise_runtimes.engines.llamacpp.kv_types import kv_type, rotation_size
 from wattwise_runtimes.engines.llamacpp.native import Native
 from wattwise_runtimes.engines.llamacpp.params import flash_attention
-from wattwise_runtimes.engines.llamacpp.state import CacheRows, Layout, StateFormatError, build, parse
-from wattwise_runtimes.formats.gguf_quants import dequantize
-from wattwise_runtimes.formats.gguf_types import TensorType
+from wattwise_runtimes.engines.llamacpp.state import (
+    CacheRows,
+    Layout,
+    StateFormatError,
+    build,
+    head_bytes,
+    parse,
+    parse_head,
+)
+from wattwise_runtimes.engines.llamacpp.tap import Scores
 from wattwise_runtimes.kv_blob import pack_rows, unpack_rows
 from wattwise_runtimes.spec import ModelSpec
 
 TEXT, SPARE = 0, 1  # sequences: the text; where restored rows arrive before they join it
+_END_OF_BUFFER = "unexpectedly reached end of buffer"  # llama.cpp's words
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +58,28 @@ class OpenTree:
 
 
 class LlamaKV:
-    """KVStore of one llama.cpp context; see `contracts.KVStore` for what each method promises."""
+    """KVStore of one llama.cpp context; see `contracts.KVStore` for what each method promises.
+
+    compute: decodes a `llama_batch` and gives the status; nothing may stop it.
+    """
 
     def __init__(
-        self, native: Native, context: int, spec: ModelSpec, kv_type: TensorType, capacity: int, *, traits: Traits
-    ) -> None:
-        self._native, self._context, self._spec, self._type = native, context, spec, kv_type
+        self, native: Native, context: int, spec: ModelSpec, load: LoadSpec, *, traits: Traits,
+        compute: Callable[[Any], int],
+    ) -> None:  # fmt: skip
+        self._native, self._context, self._spec, self._compute = native, context, spec, compute
         self._memory: int = native.memory(context)
         self._cells: int = native.cells(context)
-        self._neox, self.sliding = traits.neox_rope, traits.two_caches
-        self.layout = kv_layout(spec, kv_type, two_caches=self.sliding)
-        self._held = np.zeros(capacity, np.int64)
+        self._type, self.sliding = kv_type(load.kv_type), traits.two_caches
+        self.layout = kv_layout(spec, load, two_caches=self.sliding)
+        rotation = rotation_size(self._type, spec.head_dim)
+        self._keys = KeyForm(spec=spec, kv_type=self._type, rotation=rotation, neox_rope=traits.neox_rope)
+        self._shift_refusal = shift.refusal(spec, load)
+        self._held = np.zeros(load.context, np.int64)
         self._count = 0
         self._tree: OpenTree | None = None
+        self._scores: Scores | None = None  # of the newest rows; None once any row has changed
+        self._score_cells: np.ndarray | None = None  # their cells by position, once somebody has asked
         self._closed = False
 
     @property
@@ -87,10 +107,16 @@ class LlamaKV:
         """Record that native code now holds `rows` more, at positions from `first`."""
         self._held[self._count : self._count + rows] = np.arange(first, first + rows) if rows > 1 else first
         self._count += rows
+        self._scores = None
 
     def opened(self, tree: OpenTree) -> None:
         """Record a decoded tree; until `accept` or `clear` nothing else is possible."""
         self._tree = tree
+        self._scores = None
+
+    def show(self, scores: Scores | None) -> None:
+        """Attention of the rows that were appended last, for views until rows change again."""
+        self._scores, self._score_cells = scores, None
 
     def share_text(self, sequences: int) -> None:
         """Make the text the prefix of sequences 1..n, which share its cells."""
@@ -107,11 +133,12 @@ class LlamaKV:
     def clear(self) -> None:
         self._check_open()
         self._native.memory_clear(self._memory, False)
-        self._count, self._tree = 0, None
+        self._count, self._tree, self._scores = 0, None, None
 
     def truncate(self, position: int) -> None:
         self.check_no_tree("truncate")
         self._remove(TEXT, max(0, position), -1)
+        self._scores = None
         self._count = int(np.searchsorted(self._held[: self._count], position))
 
     def drop(self, positions: Sequence[int]) -> None:
@@ -131,6 +158,7 @@ class LlamaKV:
             raise ValueError(f"cannot drop positions {missing[:5].tolist()}: not held (held: {self.length} rows)")
         if gone[-1] == held[-1]:
             raise ValueError(f"cannot drop position {gone[-1]}: it is the newest row, decoding continues from it")
+        self._scores = None
         breaks = np.flatnonzero(np.diff(gone) > 1) + 1
         for run in np.split(gone, breaks):
             self._remove(TEXT, int(run[0]), int(run[-1]) + 1)
@@ -146,7 +174,29 @@ class LlamaKV:
         )
 
     def shift(self, start: int, stop: int, by: int) -> None:
-        raise PlanError("keys cannot be moved on the llamacpp engine", clash=("shift", "the llamacpp engine"))
+        self.check_no_tree("shift")
+        if self._shift_refusal is not None:
+            raise self._shift_refusal.with_traceback(None)
+        held = self._held[: self._count]
+        is_moved = (held >= start) & (held < stop)
+        if not is_moved.any() or by == 0:
+            return
+        moved = np.where(is_moved, held + by, held)
+        if moved[0] < 0 or moved[-1] >= MAX_CONTEXT or np.any(np.diff(moved) <= 0):
+            raise ValueError(
+                f"moving positions {start}..{stop} by {by} would put rows out of order, below 0 or beyond {MAX_CONTEXT}"
+            )
+        first, last = held[is_moved][[0, -1]]
+        self._scores = None
+        self._native.seq_add(self._memory, TEXT, int(first), int(last) + 1, by)
+        held[:] = moved
+        try:
+            shift.turn_keys(self._native, self._compute, SPARE)
+        except BackendError:
+            self.clear()  # rows whose keys belong to other positions would be worse than none
+            raise
+        finally:
+            self._remove(SPARE, -1, -1)
 
     def accept(self, path: Sequence[int]) -> None:
         self._check_open()
@@ -170,8 +220,8 @@ class LlamaKV:
 
     def view(self) -> KVView:
         self.check_no_tree("view")
-        keys = None if self.sliding else _LazyKeys(self)
-        return KVView(positions=self.positions, layers=self._spec.layers, keys=keys)
+        keys = None if self.sliding else LazyKeys(self.read_rows, self._keys)
+        return KVView(positions=self.positions, layers=self._spec.layers, keys=keys, attention=self._attention())
 
     def export(self, start: int = 0, stop: int | None = None) -> bytes:
         self.check_no_tree("export")
@@ -210,9 +260,10 @@ class LlamaKV:
             return
         if self._native.state_set(self._context, state.ctypes.data, len(state), SPARE) != len(state):
             self._remove(SPARE, -1, -1)
-            raise BackendError(f"llama.cpp refused the restored rows: {last_words()}")
+            raise BackendError(f"llama.cpp refused the restored rows: {log.last_words()}")
         self._native.seq_cp(self._memory, SPARE, TEXT, -1, -1)
         self._remove(SPARE, -1, -1)
+        self._scores = None
         self._held[self._count : self._count + len(positions)] = positions
         self._count += len(positions)
 
@@ -222,30 +273,44 @@ class LlamaKV:
         size = self._native.state_size(self._context, TEXT)
         state = np.empty(size, np.uint8)
         if self._native.state_get(self._context, state.ctypes.data, size, TEXT) != size:
-            raise BackendError(f"llama.cpp did not give its KV rows: {last_words()}")
+            raise BackendError(f"llama.cpp did not give its KV rows: {log.last_words()}")
         try:
             return parse(state, self.layout)
         except StateFormatError as error:
-            raise BackendError(
-                f"this llama-cpp-python ({self._native.version}) stores KV rows in another way than expected: {error}"
-            ) from error
+            raise self._foreign_state(error) from error
 
-    def keys_of(self, cache: CacheRows, layer: int) -> np.ndarray:
-        """Keys of one layer, float32 [kv_heads, rows, head_dim], by position, in half-split RoPE order.
+    def _attention(self) -> Callable[[int], np.ndarray] | None:
+        """`KVView.attention` of the newest rows."""
+        scores = self._scores
+        if scores is None:
+            return None
+        return lambda layer: scores.of(layer, self._cells_by_position(scores))
 
-        Undoes what is llama.cpp's own: quantisation, the rotation of quantised keys, adjacent-pair RoPE order.
+    def _cells_by_position(self, scores: Scores) -> np.ndarray:
+        """The cells of the rows held, int64 [rows], by position.
+
+        A saved state begins with the positions in the order of the cells, without the cells' numbers: those come from
+        the scores. The buffer ends after them, so llama.cpp stops there and copies no rows.
         """
-        s = self._spec
-        order = np.argsort(cache.positions, kind="stable")
-        rows = dequantize(np.ascontiguousarray(cache.keys[layer][order]).reshape(-1), self._type.name)
-        keys = rows.reshape(len(order), s.kv_heads, s.head_dim)
-        width = rotation_size(self._type, s.head_dim)
-        if width:
-            keys = (keys.reshape(-1, width) @ hadamard(width)).reshape(keys.shape)
-        if s.rope is not None and not self._neox:
-            pairs = np.arange(s.rope.dims).reshape(-1, 2).T.reshape(-1)  # 0 2 4 ... 1 3 5 ...
-            keys = keys[..., np.concatenate([pairs, np.arange(s.rope.dims, s.head_dim)])]
-        return np.ascontiguousarray(keys.transpose(1, 0, 2))
+        self._check_open()
+        if scores is not self._scores:
+            raise ValueError("rows have changed since this view was made: its attention is gone")
+        if self._score_cells is None:
+            head = np.zeros(head_bytes(self._count), np.uint8)
+            with log.expecting(_END_OF_BUFFER):
+                self._native.state_get(self._context, head.ctypes.data, len(head), TEXT)
+            try:
+                positions = parse_head(head)
+            except StateFormatError as error:
+                raise self._foreign_state(error) from error
+            order = np.argsort(positions)
+            held = self._held[: self._count]
+            if len(scores.used) != len(positions) or not np.array_equal(positions[order], held):
+                raise BackendError(
+                    f"llama.cpp holds {len(positions)} rows in {len(scores.used)} visible cells, expected {len(held)}"
+                )
+            self._score_cells = scores.used[order]
+        return self._score_cells
 
     def close(self) -> None:
         """The context is about to be freed: nothing native may be called any more."""
@@ -261,6 +326,11 @@ class LlamaKV:
         if self._closed:
             raise BackendError("this engine is closed")
 
+    def _foreign_state(self, error: StateFormatError) -> BackendError:
+        return BackendError(
+            f"this llama-cpp-python ({self._native.version}) stores KV rows in another way than expected: {error}"
+        )
+
     def _engine_name(self) -> str:
         return f"llamacpp {self._native.version}"  # the payload is that version's state format
 
@@ -269,27 +339,15 @@ class LlamaKV:
             raise BackendError(f"llama.cpp could not remove positions {start}..{stop} of sequence {sequence}")
 
 
-class _LazyKeys:
-    """`KVView.keys`: copies the rows out of native memory on first use, then serves every layer from the copy."""
-
-    def __init__(self, kv: LlamaKV) -> None:
-        self._kv = kv
-        self._rows: list[CacheRows] | None = None
-
-    def __call__(self, layer: int) -> np.ndarray:
-        if self._rows is None:
-            self._rows = self._kv.read_rows()
-        return self._kv.keys_of(self._rows[0], layer)
-
-
-def kv_layout(spec: ModelSpec, kv_type: TensorType, *, two_caches: bool) -> Layout:
+def kv_layout(spec: ModelSpec, load: LoadSpec, *, two_caches: bool) -> Layout:
     """How one token is stored: full layers first, sliding layers in a second cache where llama.cpp has one."""
+    kind = kv_type(load.kv_type)
     layers = range(spec.layers)
     full = tuple(i for i in layers if not (two_caches and spec.is_sliding(i)))
     sliding = tuple(i for i in layers if two_caches and spec.is_sliding(i))
     return Layout(
         layers=(full, sliding) if two_caches else (full,),
-        type_number=kv_type.number,
-        row_bytes=kv_type.nbytes(spec.kv_heads * spec.head_dim),
-        value_bytes=0 if flash_attention(kv_type.name) else kv_type.block_bytes,
+        type_number=kind.number,
+        row_bytes=kind.nbytes(spec.kv_heads * spec.head_dim),
+        value_bytes=0 if flash_attention(load) else kind.block_bytes,
     )

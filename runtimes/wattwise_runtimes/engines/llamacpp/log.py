@@ -7,9 +7,11 @@ lines are kept, because buffer sizes and buffer types stand there too (see `memo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +23,7 @@ _LEVELS = {_DEBUG: logging.DEBUG, _INFO: logging.INFO, _WARN: logging.WARNING, _
 
 _recent: deque[str] = deque(maxlen=40)  # warnings and errors
 _captures: list[Capture] = []
+_expected: list[str] = []  # parts of lines that are no news
 _one_at_a_time = threading.RLock()
 
 
@@ -49,6 +52,8 @@ def receive(level: int, text: bytes | None, _data: Any = None) -> None:
         line = (text or b"").decode("utf-8", "replace").rstrip("\n")
         if not line or (level == _CONTINUED and set(line) <= {"."}):
             return
+        if any(part in line for part in _expected):
+            return
         for capture in _captures:
             capture.lines.append(line)
         if level in (_WARN, _ERROR):
@@ -57,6 +62,16 @@ def receive(level: int, text: bytes | None, _data: Any = None) -> None:
             LOGGER.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
     except Exception:  # a broken handler must not unwind through native frames
         return
+
+
+@contextlib.contextmanager
+def expecting(part: str) -> Iterator[None]:
+    """While active, lines that contain this are dropped: what they complain of is done on purpose."""
+    _expected.append(part)
+    try:
+        yield
+    finally:
+        _expected.remove(part)
 
 
 def forget_recent() -> None:

@@ -16,6 +16,7 @@ from wattwise_devices.errors import BackendUnavailable
 from wattwise_runtimes.engines.llamacpp import log
 
 TESTED_VERSION = "0.3.36"  # of llama-cpp-python; its ABI and state format are what the tests have seen
+NO_SLOT, ABORTED = 1, 2  # answers of llama_decode that are no failures
 
 _SPINS = "30000"  # 1.3 ms on a 2.6 GHz Zen 4, whose pause instruction is slow; GCC's default is 300,000
 
@@ -62,6 +63,8 @@ class Native:
         self.memory_clear = f("llama_memory_clear", None, _P, _BOOL)
         self.seq_rm = f("llama_memory_seq_rm", _BOOL, _P, _I32, _I32, _I32)
         self.seq_cp = f("llama_memory_seq_cp", None, _P, _I32, _I32, _I32, _I32)
+        self.seq_add = f("llama_memory_seq_add", None, _P, _I32, _I32, _I32, _I32)
+        self.can_shift = f("llama_memory_can_shift", _BOOL, _P)
         self.state_size = f("llama_state_seq_get_size", _SIZE, _P, _I32)
         self.state_get = f("llama_state_seq_get_data", _SIZE, _P, _P, _SIZE, _I32)
         self.state_set = f("llama_state_seq_set_data", _SIZE, _P, _P, _SIZE, _I32)

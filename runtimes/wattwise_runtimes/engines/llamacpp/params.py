@@ -49,13 +49,15 @@ def output_rows(spec: ModelSpec, load: LoadSpec) -> int:
     return max(min(rows, chunk_tokens(load)), tree_tokens(load), sequences(load))
 
 
-def flash_attention(kv_type_name: str) -> bool:
-    """Whether to use flash attention: always, except for f32 keys and values.
+def flash_attention(load: LoadSpec) -> bool:
+    """Whether to use flash attention: always, except for f32 keys and values, and where its weights are to be read.
 
     llama.cpp's flash attention computes in f16 (f32 rows are even converted on every call), which moves logits by
-    some 3e-3 of their standard deviation. Whoever asks for f32 asks for exactness, and pays with score buffers.
+    some 3e-3 of their standard deviation. Whoever asks for f32 asks for exactness, and pays with score buffers. And it
+    never has the attention weights in memory, so whoever asks for those pays the same. Without it values are stored
+    transposed, which everything that reads rows has to know.
     """
-    return kv_type_name != "f32"
+    return load.kv_type != "f32" and not load.attention_scores
 
 
 def sequences(load: LoadSpec) -> int:
@@ -83,7 +85,7 @@ def context_params(native: Native, spec: ModelSpec, load: LoadSpec) -> Any:
     params.n_threads = load.threads
     params.n_threads_batch = load.threads_batch or load.threads
     params.type_k = params.type_v = kv_type(load.kv_type).number
-    params.flash_attn_type = _FLASH_ATTENTION_ON if flash_attention(load.kv_type) else _FLASH_ATTENTION_OFF
+    params.flash_attn_type = _FLASH_ATTENTION_ON if flash_attention(load) else _FLASH_ATTENTION_OFF
     params.kv_unified = True
     params.swa_full = True  # a window-sized cache could not rewind
     params.no_perf = True

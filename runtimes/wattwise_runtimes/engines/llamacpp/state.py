@@ -91,21 +91,40 @@ def parse(data: np.ndarray, layout: Layout) -> list[CacheRows]:
     return caches
 
 
-def _parse_cache(reader: _Reader, layout: Layout, layers: int) -> CacheRows:
+def head_bytes(rows: int) -> int:
+    """Size of the part of a state with one cache that lists its cells."""
+    return struct.calcsize("<IiII") + rows * _CELL.itemsize
+
+
+def parse_head(data: np.ndarray) -> np.ndarray:
+    """Positions of the first cache's rows in the order of the cells, int32 [rows], from the beginning of a state."""
+    reader = _Reader(data)
+    reader.number("<I", "magic", _MAGIC)
+    reader.number("<i", "sequence")
+    return _parse_cells(reader)
+
+
+def _parse_cells(reader: _Reader) -> np.ndarray:
     reader.number("<I", "streams", 1)
     rows = reader.number("<I", "rows")
-    if rows == 0:
-        empty = np.zeros((0, layout.row_bytes), np.uint8)
-        return CacheRows(np.zeros(0, np.int32), [empty] * layers, [empty] * layers)
     cells = reader.take(rows * _CELL.itemsize, "cells").view(_CELL)
     if np.any(cells["sequences"] != 1) or np.any(cells["position"] < 0):
         raise StateFormatError("cells", "a cell of several sequences or a negative position", "one sequence each")
+    return cells["position"].copy()
+
+
+def _parse_cache(reader: _Reader, layout: Layout, layers: int) -> CacheRows:
+    positions = _parse_cells(reader)
+    rows = len(positions)
+    if rows == 0:
+        empty = np.zeros((0, layout.row_bytes), np.uint8)
+        return CacheRows(positions, [empty] * layers, [empty] * layers)
     reader.number("<I", "v transposed", int(layout.value_bytes > 0))
     reader.number("<I", "layers", layers)
     keys = [_parse_rows(reader, layout, rows, "keys") for _ in range(layers)]
     read_values = _parse_transposed if layout.value_bytes else _parse_rows
     values = [read_values(reader, layout, rows, "values") for _ in range(layers)]
-    return CacheRows(cells["position"].copy(), keys, values)
+    return CacheRows(positions, keys, values)
 
 
 def _parse_rows(reader: _Reader, layout: Layout, rows: int, what: str) -> np.ndarray:
