@@ -36,7 +36,7 @@ class Policy(Protocol):
     positions: Positions
 
     def scores(self, sight: Sight) -> np.ndarray:
-        """Worth of every row, float32 [layers, kv_heads, rows]; larger is more worth keeping.
+        """Worth of every row, float64 [layers, kv_heads, rows]; larger is more worth keeping.
 
         Comparable within a head; averaged over layers and heads where rows can only be dropped whole.
         """

@@ -33,7 +33,7 @@ def choose(
     needed = int(must.sum(axis=2).max())
     if needed > budget_rows:
         raise cannot_hold(needed, budget_rows)
-    ranked = np.where(must, np.float32(np.inf), scores)
+    ranked = np.where(must, np.inf, scores)
     order = np.lexsort((-np.arange(sight.rows) + np.zeros_like(ranked), -ranked), axis=-1)
     rows = np.sort(order[:, :, :budget_rows], axis=2)
     kept = np.take_along_axis(positions, rows, axis=2)

@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from made_up import HEADS, KV_HEADS, LAYERS, made_up_sight
+from formulas import FORMULAS, best, plain_h2o
+from made_up import KV_HEADS, LAYERS, made_up_sight
 
 from wattwise.kv.policy import Policy, get_policy, policy_names
 from wattwise.kv.selection import choose, rows_of
@@ -72,7 +73,7 @@ def test_a_policy_is_pure(policy: Policy) -> None:
     sight, again = made_up_sight(ROWS), made_up_sight(ROWS)
     first, second = policy.scores(sight), policy.scores(sight)
     assert first.shape == (LAYERS, KV_HEADS, ROWS)
-    assert first.dtype == np.float32
+    assert first.dtype == np.float64
     assert np.array_equal(first, second)
     for part in ("keys", "total", "chances", "recent"):
         for layer in range(LAYERS):
@@ -93,7 +94,7 @@ def test_equal_scores_keep_the_newer_rows() -> None:
         name, source, needs, queries, recent_share, positions = "x", "arXiv", frozenset(), 0, 0.0, "keep"
 
         def scores(self, sight: Sight) -> np.ndarray:
-            return np.zeros((LAYERS, KV_HEADS, sight.rows), np.float32)
+            return np.zeros((LAYERS, KV_HEADS, sight.rows))
 
     kept = choose(Indifferent(), made_up_sight(ROWS), 5, protected=np.array([2]), recent=1, by_head=False)  # type: ignore[arg-type]
     assert kept.tolist() == [2, 36, 37, 38, 39]
@@ -107,49 +108,7 @@ def test_rows_of_kept_positions() -> None:
     assert rows_of(holes, by_head)[1, 1].tolist() == [1, 39]
 
 
-# ------------------------------------------------------------- the papers' formulas, once more and row by row
-
-
-def best(scores: list[float], budget: int) -> list[int]:
-    """The newest row, and the best others; of equal ones the newer."""
-    last = len(scores) - 1
-    ranked = sorted(range(last), key=lambda row: (-scores[row], -row))
-    return sorted([*ranked[: budget - 1], last])
-
-
-def plain_keydiff(sight: Sight, layer: int, head: int) -> list[float]:
-    keys = sight.keys(layer)[head].astype(np.float64)
-    units = [key / np.sqrt(sum(x * x for x in key)) for key in keys]
-    anchor = sum(units) / len(units)
-    return [-float(np.dot(u, anchor) / np.sqrt(np.dot(anchor, anchor))) for u in units]
-
-
-def plain_knorm(sight: Sight, layer: int, head: int) -> list[float]:
-    return [-float(np.sqrt((key.astype(np.float64) ** 2).sum())) for key in sight.keys(layer)[head]]
-
-
-def heads_of(head: int) -> range:
-    group = HEADS // KV_HEADS
-    return range(head * group, (head + 1) * group)
-
-
-def plain_snapkv(sight: Sight, layer: int, head: int) -> list[float]:
-    window = sight.recent(layer)
-    votes = [sum(float(window[h, q, row]) for h in heads_of(head) for q in range(16)) for row in range(sight.rows)]
-    pooled = [sum(votes[max(0, r - 2) : r + 3]) for r in range(sight.rows)]
-    return [1e9 if r >= sight.rows - 16 else pooled[r] for r in range(sight.rows)]
-
-
-def plain_h2o(sight: Sight, layer: int, head: int) -> list[float]:
-    total = sight.total(layer)
-    return [sum(float(total[h, row]) for h in heads_of(head)) / (sight.rows - row) for row in range(sight.rows)]
-
-
-def plain_tova(sight: Sight, layer: int, head: int) -> list[float]:
-    return [float(np.mean([sight.recent(layer)[h, -1, row] for h in range(HEADS)])) for row in range(sight.rows)]
-
-
-FORMULAS = {"keydiff": plain_keydiff, "knorm": plain_knorm, "snapkv": plain_snapkv, "tova": plain_tova}
+# ------------------------------------------------------------- the papers' formulas, see formulas.py
 
 
 @pytest.mark.parametrize("name", FORMULAS)

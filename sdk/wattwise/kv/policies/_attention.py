@@ -21,4 +21,4 @@ def watched(part: Callable[[int], np.ndarray] | None) -> Callable[[int], np.ndar
 
 def by_kv_head(sight: Sight, values: np.ndarray) -> np.ndarray:
     """[heads, rows] -> [kv_heads, rows]: the mean over the query heads that share a KV head."""
-    return values.reshape(sight.kv_heads, -1, values.shape[-1]).mean(axis=1)
+    return values.reshape(sight.kv_heads, -1, values.shape[-1]).mean(axis=1, dtype=np.float64)

@@ -9,7 +9,7 @@ from wattwise_devices.errors import PlanError
 
 
 def keys_of(sight: Sight, layer: int) -> np.ndarray:
-    """float32 [kv_heads, rows, head_dim]; PlanError where the engine shows none."""
+    """float64 [kv_heads, rows, head_dim], so that rounding decides nothing; PlanError where the engine shows none."""
     if sight.keys is None:
         raise PlanError("this policy reads keys, and the engine cannot show them", clash=("KV policy", "engine"))
-    return sight.keys(layer)
+    return sight.keys(layer).astype(np.float64)

@@ -27,7 +27,7 @@ class KeyDiff:
 
     def scores(self, sight: Sight) -> np.ndarray:
         """Minus the cosine to the mean direction."""
-        out = np.empty((sight.layers, sight.kv_heads, sight.rows), np.float32)
+        out = np.empty((sight.layers, sight.kv_heads, sight.rows))
         for layer in range(sight.layers):
             keys = keys_of(sight, layer)
             unit = keys / np.maximum(np.linalg.norm(keys, axis=2, keepdims=True), _TINY)

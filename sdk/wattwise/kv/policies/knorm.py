@@ -25,7 +25,7 @@ class KeyNorm:
 
     def scores(self, sight: Sight) -> np.ndarray:
         """Minus the norm, in means of its head."""
-        out = np.empty((sight.layers, sight.kv_heads, sight.rows), np.float32)
+        out = np.empty((sight.layers, sight.kv_heads, sight.rows))
         for layer in range(sight.layers):
             norms = np.linalg.norm(keys_of(sight, layer), axis=2)
             out[layer] = -norms / np.maximum(norms.mean(axis=1, keepdims=True), 1e-12)

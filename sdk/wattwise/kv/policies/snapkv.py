@@ -29,7 +29,7 @@ class SnapKV:
     def scores(self, sight: Sight) -> np.ndarray:
         """Smoothed sums; the rows of the window itself come first of all."""
         recent = watched(sight.recent)
-        out = np.empty((sight.layers, sight.kv_heads, sight.rows), np.float32)
+        out = np.empty((sight.layers, sight.kv_heads, sight.rows))
         for layer in range(sight.layers):
             window = recent(layer)  # [heads, queries, rows]
             votes = by_kv_head(sight, window.sum(axis=1))

@@ -27,7 +27,9 @@ class Tova:
         """Attention of the last query, the mean over all heads of the layer."""
         recent = watched(sight.recent)
         # Right after a rewind there is no query: all score alike, so the newest rows stay.
-        per_layer = np.stack([recent(layer)[:, -1:].sum(axis=1).mean(axis=0) for layer in range(sight.layers)])
+        per_layer = np.stack(
+            [recent(layer)[:, -1:].sum(axis=1).mean(axis=0, dtype=np.float64) for layer in range(sight.layers)]
+        )
         return np.repeat(per_layer[:, None], sight.kv_heads, axis=1)
 
 

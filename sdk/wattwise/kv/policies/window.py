@@ -25,7 +25,7 @@ class Window:
 
     def scores(self, sight: Sight) -> np.ndarray:
         """The newer, the better; the sinks are protected by the caller."""
-        return sight.positions.astype(np.float32)
+        return sight.positions.astype(np.float64)
 
 
 POLICY = Window()
