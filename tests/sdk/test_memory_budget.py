@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ def wattwise(*words: str, env: dict[str, str]) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, timeout=120, check=False)
 
 
-def check_budget(engine: str, model: str, budget: int, characters: float, env: dict[str, str]) -> bool:
+def check_budget(
+    engine: str, model: str, budget: int, characters: float, env: dict[str, str], more: Sequence[str] = ()
+) -> bool:
     """Plan and, if accepted, run; whether it was accepted. characters: of the prompt, per token of the context."""
-    planned = wattwise("plan", model, "--engine", engine, "--memory", str(budget), "--json", env=env)
+    planned = wattwise("plan", model, "--engine", engine, "--memory", str(budget), *more, "--json", env=env)
     if planned.returncode == 3:
         error = json.loads(planned.stdout)["error"]
         assert error["needed"] > error["allowed"] == budget
@@ -50,7 +53,7 @@ def check_budget(engine: str, model: str, budget: int, characters: float, env: d
     assert planned.returncode == 0, planned.stderr
     plan = json.loads(planned.stdout)
     prompt = (SENTENCE * 100)[: int(characters * plan["context"])]
-    words = ["run", model, prompt, "--raw", "--engine", engine, "--memory", str(budget), "--json"]
+    words = ["run", model, prompt, "--raw", "--engine", engine, "--memory", str(budget), *more, "--json"]
     words += ["--temperature", "0", "--max-tokens", str(plan["context"])]
     done = run_limited([sys.executable, "-m", "wattwise", *words], budget, env)
     assert done.returncode == 0, f"budget {budget}: exit {done.returncode}: {done.stderr[-400:]}"
@@ -84,6 +87,21 @@ def test_twenty_budgets_on_a_real_model(engine: str, tmp_path: Path) -> None:
     accepted, refused = sweep(engine, str(model), 20, 2, {"WATTWISE_HOME": str(tmp_path / "home")})
     assert accepted >= 5
     assert refused >= 3
+
+
+@pytest.mark.parametrize("policy", ["window:192", "keydiff:192", "snapkv:192"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_prompt_of_four_times_the_kv_budget_stays_inside_the_plan(engine: str, policy: str, tmp_path: Path) -> None:
+    pytest.importorskip(ENGINES[engine])
+    from wattwise_convert.api import convert
+
+    name, quant = QUANTS[engine]
+    checkpoint = checkpoint_of(SIXTY_MILLION, random_weights(SIXTY_MILLION), byte_tokenizer())
+    model = str(convert(checkpoint, tmp_path / name, quant=quant).path)
+    env = {"WATTWISE_HOME": str(tmp_path / "home")}
+    evicting = ["--engine", engine, "--kv", policy]
+    total = json.loads(wattwise("plan", model, *evicting, "--json", env=env).stdout)["ledger"]["total_bytes"]
+    assert check_budget(engine, model, round(1.04 * total), 0.75 * 4, env, evicting)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from wattwise.kv.policy import Positions, get_policy
 from wattwise.units import parse_bytes
 from wattwise_devices.errors import PlanError
+from wattwise_runtimes.spec import ModelSpec
 
 SINKS = 4  # first tokens that always stay (StreamingLLM): attention rests on them whatever they say
 _BLOCK, _ATTENTION_BLOCK, _LEAST_BLOCK = 128, 32, 8
@@ -120,6 +121,22 @@ class Eviction:
         how = "each head its own" if self.level == "head" else "whole tokens"
         where = "holes closed" if self.positions == "close" else "positions kept"
         return f"{self.policy}, {self.budget_tokens} tokens kept ({how}, {where}), {self.block} read at a time"
+
+
+def working_bytes(spec: ModelSpec, eviction: Eviction, keys_copied_bytes: int) -> int:
+    """What looking at the rows takes while it lasts. keys_copied_bytes: what the engine copies before it shows keys.
+
+    Keys are looked at layer by layer, in float64, in three arrays at a time; attention is kept by row, and for the last
+    queries one by one, twice while it grows.
+    """
+    policy = get_policy(eviction.policy)
+    scores = 3 * 8 * spec.layers * spec.kv_heads * eviction.rows
+    total = scores
+    if "keys" in policy.needs:
+        total += 3 * 8 * spec.kv_heads * spec.head_dim * eviction.rows + keys_copied_bytes
+    if "attention" in policy.needs:
+        total += 2 * 4 * spec.layers * spec.heads * eviction.rows * (1 + policy.queries)
+    return total
 
 
 def parse_eviction(text: str) -> EvictionRequest:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from wattwise.cost_cache import remembered
-from wattwise.kv.eviction import Eviction, EvictionRequest, Level
+from wattwise.kv.eviction import Eviction, EvictionRequest, Level, working_bytes
 from wattwise.planning.plan import Plan
 from wattwise.runtime_cost import runtime_bytes
 from wattwise.units import format_bytes
@@ -22,6 +22,7 @@ DEFAULT_CONTEXT = 4096
 CONTEXT_LADDER = (32768, 16384, 8192, 4096, 2048, 1024, 512, 256)
 CHUNK_LADDER = (512, 128, 32)
 HEADROOM_SHARE, HEADROOM_BYTES = 0.02, 1 << 20  # kept free above a prediction: heaps do not grow to the byte
+_KEYS_BY_COPY = ("llamacpp",)  # engines that copy all rows out of native memory before they can show keys
 KV_LADDER = ("f16", "q8_0")  # chosen without being asked for; coarser types change replies too much
 
 
@@ -62,9 +63,7 @@ class MemorySearch:
     def with_threads(self, made: Plan, threads: int, threads_batch: int) -> Plan:
         """The same plan with other thread counts, its ledger made anew (work buffers go by threads)."""
         runtime = runtime_bytes(self.backend.name, self.artifact.path)
-        made = dataclasses.replace(made, threads=threads, threads_batch=threads_batch)
-        ledger = self._estimate(made.load_spec())
-        return dataclasses.replace(made, ledger=dataclasses.replace(ledger, runtime=runtime + ledger.runtime))
+        return self._with_ledger(dataclasses.replace(made, threads=threads, threads_batch=threads_batch), runtime)
 
     def _fitting(self, runtime: int, wants: Wants) -> Iterator[Plan]:
         """Configurations that fit, the most generous first."""
@@ -107,7 +106,7 @@ class MemorySearch:
         found = wants.eviction.resolve(context=whole, row_bytes=self._row_bytes(wants), level=self._level())
         if found.rows > self.artifact.spec.context:
             raise PlanError(
-                f"KV policy {wants.eviction} keeps up to {found.rows} tokens, but {self.artifact.path.name} was made "
+                f"KV policy {wants.eviction} keeps up to {found.rows} tokens, but {self.model} was made "
                 f"for {self.artifact.spec.context}. Give a smaller budget, or leave the policy away.",
                 clash=(f"KV policy {wants.eviction}", f"model context {self.artifact.spec.context}"),
             )
@@ -116,7 +115,7 @@ class MemorySearch:
     def _row_bytes(self, wants: Wants) -> int:
         """Of one token in the KV cache."""
         tokens = self._smallest_context()
-        spec = LoadSpec(context=tokens, chunk=CHUNK_LADDER[-1], kv_type=self._kv_types(wants)[0])
+        spec = LoadSpec(context=tokens, chunk=CHUNK_LADDER[-1], kv_type=wants.kv_type or self._usual_kv_types()[0])
         return max(1, self._estimate(spec).kv // tokens)
 
     def _level(self) -> Level:
@@ -138,8 +137,12 @@ class MemorySearch:
         """The types worth trying, the finest first."""
         if wants.kv_type is not None:
             return [wants.kv_type]
-        types = [t for t in KV_LADDER if t in self.capability.kv_types] or list(self.capability.kv_types[:1])
+        types = self._usual_kv_types()
         return types[:1] + [t for t in types[1:] if self._is_possible(t)]
+
+    def _usual_kv_types(self) -> list[str]:
+        """Those that are chosen without being asked for, whether or not this model can have them."""
+        return [t for t in KV_LADDER if t in self.capability.kv_types] or list(self.capability.kv_types[:1])
 
     def _is_possible(self, kv_type: str) -> bool:
         """Whether this model can have its KV cache in this type (block sizes, head sizes)."""
@@ -174,8 +177,19 @@ class MemorySearch:
             budget_source=self.source,
             eviction=_in_chunks(self._eviction(self.wants, context), chunk),
         )
+        return self._with_ledger(made, runtime)
+
+    def _with_ledger(self, made: Plan, runtime: int) -> Plan:
+        """The plan with the engine's estimate, the runtime's share, and what evicting takes for a moment."""
         ledger = self._estimate(made.load_spec())
-        return dataclasses.replace(made, ledger=dataclasses.replace(ledger, runtime=runtime + ledger.runtime))
+        evicting = 0
+        if made.eviction is not None:
+            copied = ledger.kv if self.backend.name in _KEYS_BY_COPY else 0
+            evicting = working_bytes(self.artifact.spec, made.eviction, copied)
+        return dataclasses.replace(
+            made,
+            ledger=dataclasses.replace(ledger, compute=ledger.compute + evicting, runtime=runtime + ledger.runtime),
+        )
 
     def _estimate(self, spec: LoadSpec) -> Ledger:
         """The engine's estimate, the same one every time it is asked for."""
