@@ -31,7 +31,7 @@ def evaluate(options: argparse.Namespace, kv: str) -> dict[str, Any]:
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = json.loads(done.stdout.splitlines()[-1])
-    return {"kv": kv, **said} if done.returncode == 0 else {"kv": kv, "refused": said["error"]["message"]}
+    return {**said, "kv": kv} if done.returncode == 0 else {"kv": kv, "refused": said["error"]["message"]}
 
 
 def line(row: dict[str, Any], full_nats: float | None) -> str:
