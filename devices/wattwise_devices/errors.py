@@ -13,6 +13,7 @@
     ├─ BackendError                   (also RuntimeError) an engine failed
     │  └─ BackendUnavailable          it is not installed; says how to install it
     ├─ ContextOverflow                (also ValueError) more tokens than the context holds
+    ├─ SessionError                   a saved conversation cannot be found, opened or changed
     ├─ TemplateError                  (also ValueError) a chat template failed or broke its limits
     └─ GenerationError                (also RuntimeError) a reply failed half-way; keeps the part there is
 
@@ -40,6 +41,7 @@ __all__ = [
     "MemoryBudgetError",
     "PlanError",
     "PowerBudgetError",
+    "SessionError",
     "TemplateError",
     "UnsupportedArchitecture",
 ]
@@ -130,6 +132,10 @@ class ContextOverflow(Error, ValueError):
             f"the prompt has {prompt_tokens} tokens{held}, the context holds {limit}. Nothing was cut. "
             "Shorten the prompt, start a new conversation, or load the model with a larger context."
         )
+
+
+class SessionError(Error):
+    """A saved conversation cannot be found, opened or changed, or not be saved as asked; the message says why."""
 
 
 class TemplateError(Error, ValueError):

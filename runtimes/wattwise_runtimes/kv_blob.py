@@ -12,10 +12,13 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from wattwise_devices.errors import CorruptArtifact
+from wattwise_runtimes.formats.json_file import parse_json
 from wattwise_runtimes.spec import ModelSpec
 
 _MAGIC = b"WWKV"
@@ -81,23 +84,37 @@ def unpack_rows(data: bytes, *, engine: str, spec: ModelSpec, kv_type: str, afte
     payload = memoryview(data)[16 + header_bytes :]
     if zlib.crc32(payload, zlib.crc32(header)) != crc:
         raise _refusal("checksum", hex(zlib.crc32(payload, zlib.crc32(header))), hex(crc))
-    fields = json.loads(header)
+    fields = parse_json(header, Path("<kv>"), field="header")
+    if not isinstance(fields, dict):
+        raise _refusal("header", type(fields).__name__, "an object")
     expected = {"engine": engine, "spec": spec_fingerprint(spec), "kv_type": kv_type, "payload_bytes": len(payload)}
     for key, value in expected.items():
         if fields.get(key) != value:
             raise _refusal(key, fields.get(key), value)
-    positions = np.asarray(fields["positions"], np.int64)
+    positions = _integers(fields, "positions", dimensions=1)
     _check_order(positions, after)
     head_positions = None
     if "head_positions" in fields:
         shape = (spec.layers, spec.kv_heads, len(positions))
-        head_positions = np.asarray(fields["head_positions"], np.int64)
-        if head_positions.shape != shape:
+        head_positions = _integers(fields, "head_positions", dimensions=3)
+        if head_positions.shape != shape or not len(positions):
             raise _refusal("shape of head_positions", head_positions.shape, shape)
         if not np.array_equal(head_positions[0, 0], positions) or np.any(head_positions[:, :, -1] != positions[-1]):
             raise _refusal("head_positions", "other rows", "the listed positions, and one newest row for all heads")
         _check_order(head_positions, after)
     return UnpackedRows(positions=positions, payload=payload, head_positions=head_positions)
+
+
+def _integers(fields: dict[str, Any], key: str, *, dimensions: int) -> np.ndarray:
+    """A list of integers, or lists of equally many, as int64."""
+    try:
+        found = np.asarray(fields.get(key))
+    except ValueError as error:  # lists of different lengths
+        raise _refusal(key, str(error), "lists of the same length") from error
+    is_empty = dimensions == 1 and found.shape == (0,)
+    if found.ndim != dimensions or not (is_empty or found.dtype == np.int64):
+        raise _refusal(key, f"{found.dtype} {found.shape}", f"64-bit integers in {dimensions} dimensions")
+    return found.astype(np.int64)
 
 
 def _check_order(positions: np.ndarray, after: int) -> None:

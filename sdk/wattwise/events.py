@@ -152,6 +152,48 @@ class LimitUnreachable(GovernorEvent):
     unit: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionEvent(Event):
+    """Of a saved conversation. session: its id."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSaved(SessionEvent):
+    """The conversation is on disk now. Told the first time, and again after it could not be saved; not every turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionNotSaved(SessionEvent):
+    """This turn is not on disk, or (has_text) only its text is. Told once for each reason; every turn tries again."""
+
+    reason: str
+    has_text: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionResumed(SessionEvent):
+    """Rows of so many tokens were read from disk, in `ms`, instead of being computed."""
+
+    tokens: int
+    ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRefused(SessionEvent):
+    """The session's saved rows were not used, so its text is read again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionForked(SessionEvent):
+    """Another process has session `origin` open, or has gone on with it: this conversation goes on as a copy of it."""
+
+    origin: str
+
+
 def in_words(events: Iterable[Event]) -> list[str]:
     """What to tell a person after a reply: a line each, but one for all moves of controls and one for all evictions."""
     told = list(events)

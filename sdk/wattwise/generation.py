@@ -62,6 +62,7 @@ class Generation:
         self._protected = protected_tokens(request.spans)
         self._pilot: Pilot = watch.pilot(self.note) if watch is not None else FREE
         self.on_event: Callable[[Event], None] | None = None
+        self.recall: Callable[[Sequence[int], np.ndarray], None] | None = None  # brings saved rows of the prompt in
         self.recording: Recorded = NO_RECORDING
         self._text = TextStream(tokenizer, request.stop, at_start=request.at_start)
         self._cancel = threading.Event()
@@ -114,6 +115,8 @@ class Generation:
         if is_bounded and len(prompt) >= capacity:
             raise ContextOverflow(prompt_tokens=len(prompt), limit=capacity)
         self._held.check_protected(self._protected)
+        if self.recall is not None:
+            self.recall(prompt, self._protected)
         stats.cache_n = self._held.rewind_to(prompt)
         logits = self._read(prompt[stats.cache_n :])
         prompt_end_ns = time.perf_counter_ns()

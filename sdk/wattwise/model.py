@@ -5,9 +5,12 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from wattwise.budget import Budget
 from wattwise.conversation import Conversation, Message
@@ -23,6 +26,7 @@ from wattwise.reply import Reply
 from wattwise.report import Report
 from wattwise.sampling import Sampler, SamplerParams
 from wattwise.stats import Stats
+from wattwise.store import model_reference
 from wattwise.streaming import AsyncStream, Stream
 from wattwise_devices.errors import BackendError, LoadError
 from wattwise_runtimes.contracts import Batch, Engine
@@ -32,6 +36,10 @@ from wattwise_runtimes.text.gguf_vocab import has_vocabulary
 from wattwise_runtimes.text.sources import load_tokenizer
 from wattwise_runtimes.text.template import ChatTemplate, default_template
 from wattwise_runtimes.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from wattwise.sessions.library import Library
+    from wattwise.sessions.rows import ModelRows
 
 _PLAIN_TURN = "\n### "  # how the plain template begins a turn: a model that goes on with the user's part is stopped
 
@@ -137,6 +145,18 @@ def chat_template(tokenizer: Tokenizer) -> tuple[ChatTemplate, bool]:
     return template, True
 
 
+class Keeping(Protocol):
+    """What a saved conversation does around a reply, while no other can begin; `note` puts events on the reply."""
+
+    def recall(self, prompt: Sequence[int], protected: np.ndarray, note: Callable[[Event], None]) -> None:
+        """Before the prompt is read: bring in saved rows that begin it."""
+        ...
+
+    def save(self, reply: Reply, note: Callable[[Event], None]) -> None:
+        """After the reply, whatever ended it. Never raises."""
+        ...
+
+
 class Model:
     """A loaded model. One reply at a time; a second caller waits. Close it, or use it as a context manager."""
 
@@ -155,10 +175,12 @@ class Model:
         self.engine = engine
         self.load_ms = load_ms
         self._tokenizer = tokenizer
-        self._held = HeldPrefix(engine, decided.eviction)
+        self.held = HeldPrefix(engine, decided.eviction)
         self._template, self._own_template = chat_template(tokenizer) if tokenizer else (default_template(), False)
         self._eog_ids = frozenset(engine.spec.eos_ids) | (tokenizer.eog_ids if tokenizer else frozenset())
         self._busy = _OneAtATime()
+        self._sessions: tuple[Library, ModelRows] | None = None  # since a saved conversation was asked for
+        self._saved: weakref.WeakSet[Conversation] = weakref.WeakSet()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -186,6 +208,7 @@ class Model:
         on_start: Callable[[], None] | None = None,
         on_end: Callable[[Reply], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
+        keeping: Keeping | None = None,
         **sampling: Any,
     ) -> Stream:
         """A reply as it is made; use it in a `with`, whose exit cancels.
@@ -195,7 +218,8 @@ class Model:
         template. pinned: indices of messages that KV eviction must not touch, beside the system prompt and the tools.
         Sampling by keyword (temperature, top_k, top_p, min_p, seed, ...; see SamplerParams) or as `sampler`.
         on_start and on_end are called around the work, on_end with the reply, whatever ended it. on_event is called
-        as events happen, perhaps from another thread; all of them are on the reply as well.
+        as events happen, perhaps from another thread; all of them are on the reply as well. keeping: how a saved
+        `Conversation` restores and saves its rows.
         Raises ContextOverflow, with both counts, for a prompt that does not fit; nothing is ever cut.
         """
         if sampler is not None and sampling:
@@ -217,7 +241,7 @@ class Model:
             message=len(turns),
         )
         stats = Stats(seed=seed, load_ms=self.load_ms, weights_bytes=self.engine.nbytes().weights)
-        generation = Generation(self.engine, self._held, self.tokenizer, request, stats, self.watch)
+        generation = Generation(self.engine, self.held, self.tokenizer, request, stats, self.watch)
         generation.on_event = on_event
         if self.recorder is not None:
             generation.recording = self.recorder.reply(stats)
@@ -229,8 +253,15 @@ class Model:
             if on_start is not None:
                 on_start()
 
+        if keeping is not None:
+            generation.recall = lambda prompt, protected: keeping.recall(prompt, protected, generation.note)
+
         def ended(reply: Reply) -> None:
-            self._busy.release()
+            try:
+                if keeping is not None:
+                    keeping.save(reply, generation.note)
+            finally:
+                self._busy.release()
             if on_end is not None:
                 on_end(reply)
 
@@ -247,9 +278,43 @@ class Model:
         """`stream` for asyncio; the same stream behind it."""
         return AsyncStream(self.stream(messages, **options))
 
-    def conversation(self, system: str | None = None, tools: Sequence[Message] | None = None) -> Conversation:
-        """A conversation over this model; several may take turns."""
-        return Conversation(self, system, tools)
+    def conversation(
+        self, system: str | None = None, tools: Sequence[Message] | None = None, *, session: str | None = None
+    ) -> Conversation:
+        """A conversation over this model; several may take turns.
+
+        session: "new" saves it on disk after every turn; an id (or the beginning of one), or "latest" for this model's
+        last one, goes on with a saved one, which brings its own system prompt and tools; None saves nothing.
+        Raises SessionError, LoadError or CorruptArtifact for a session that cannot be opened.
+        """
+        if session is None:
+            return Conversation(self, system, tools)
+        from wattwise.sessions.open_session import new_session, open_session
+
+        library, rows = self._session_library()
+        if session == "new":
+            made = Conversation(self, system, tools, session=new_session(library, rows, self.reference))
+        elif system is not None or tools is not None:
+            raise TypeError("a saved session has its own system prompt and tools; give them with session='new' only")
+        else:
+            found = library.latest(self.reference) if session == "latest" else library.find(session)
+            made = Conversation(self, session=open_session(library, rows, found))
+        self._saved.add(made)
+        return made
+
+    @property
+    def reference(self) -> str:
+        """What saved conversations call this model: the name of a shipped one, else its absolute path."""
+        return model_reference(self.plan.model)
+
+    def _session_library(self) -> tuple[Library, ModelRows]:
+        if self._sessions is None:
+            from wattwise.sessions.library import Library
+            from wattwise.sessions.rows import ModelRows
+
+            library = Library.here(self.plan.settings)
+            self._sessions = library, ModelRows(library, self.held, self.engine, self.plan, self._tokenizer)
+        return self._sessions
 
     def prompt_ids(
         self, messages: str | Sequence[Message], *, tools: Sequence[Message] | None = None, raw: bool = False
@@ -270,7 +335,7 @@ class Model:
         pinned: Collection[int],
     ) -> list[Span]:
         """Whose each token is; looked up only where tokens may be evicted."""
-        if self._held.eviction is None:
+        if self.held.eviction is None:
             return []
 
         def encode(part: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -280,14 +345,16 @@ class Model:
 
     def forget(self) -> None:
         """Empty the KV cache; the next prompt is read from its beginning."""
-        self._held.clear()
+        self.held.clear()
 
     def report(self) -> Report:
         """Predicted beside measured, for this process and this moment."""
         return Report.of(self.plan, self.engine)
 
     def close(self) -> None:
-        """Give the engine's memory back. Idempotent."""
+        """Close saved conversations, and give the engine's memory back. Idempotent."""
+        for conversation in list(self._saved):
+            conversation.close()
         self.engine.close()
 
     def __enter__(self) -> Model:

@@ -18,6 +18,11 @@ def config_dir() -> Path:
     return _under_home("config") or Path(platformdirs.user_config_dir("wattwise", appauthor=False))
 
 
+def data_dir() -> Path:
+    """What a person would miss: saved conversations."""
+    return _under_home("data") or Path(platformdirs.user_data_dir("wattwise", appauthor=False))
+
+
 def _under_home(name: str) -> Path | None:
     home = os.environ.get("WATTWISE_HOME")
     return Path(home) / name if home else None

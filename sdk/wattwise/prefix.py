@@ -10,20 +10,21 @@ then on `_tokens` says which token each row is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from wattwise.kv.eviction import Eviction
+from wattwise.kv.held_state import HeldState
 from wattwise.kv.policy import get_policy
 from wattwise.kv.selection import cannot_hold, choose, rows_of
 from wattwise.kv.sight import AttentionBook, Sight, positions_by_head
-from wattwise_devices.errors import ContextOverflow, PlanError
+from wattwise_devices.errors import ContextOverflow, CorruptArtifact, PlanError
 from wattwise_runtimes.contracts import Capabilities, Engine, KVStore
 from wattwise_runtimes.spec import ModelSpec
 
-_NONE = np.zeros(0, np.int64)
+NO_TOKENS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +46,11 @@ class HeldPrefix:
     def __init__(self, engine: Engine, eviction: Eviction | None = None) -> None:
         self._engine, self._eviction = engine, eviction
         self._ids: list[int] = []
-        self._tokens = _NONE  # of every row; with rows by head, of those that are the same in all heads
-        self._anywhere = _NONE  # tokens that some head holds
+        self._tokens = NO_TOKENS  # of every row; with rows by head, of those that are the same in all heads
+        self._anywhere = NO_TOKENS  # tokens that some head holds
         self._has_holes = False
+        self._unchanged = 0
+        self._floor = 0  # a rewind goes to this token or a later one, or to the beginning
         self._book: AttentionBook | None = None
         self.evicted = 0  # tokens, since the text began
         self._position_limit = engine.kv.capacity_tokens
@@ -69,28 +72,63 @@ class HeldPrefix:
         """How rows are dropped; None: never."""
         return self._eviction
 
+    @property
+    def rows(self) -> int:
+        """How many every head holds."""
+        return self._engine.kv.length
+
+    @property
+    def unchanged(self) -> int:
+        """How many of the first rows are as they were at the last `mark`."""
+        return self._unchanged
+
+    def mark(self) -> None:
+        """From now on `unchanged` tells how many of today's rows are still the same."""
+        self._unchanged = self.rows
+
+    def reusable(self, prompt: Sequence[int]) -> int:
+        """How many tokens of `prompt` need not be computed, as `rewind_to` would answer; forgets nothing."""
+        return self._rewound(prompt)[0]
+
     def rewind_to(self, prompt: Sequence[int]) -> int:
         """Forget what does not begin `prompt`; how many of its tokens need not be computed.
 
         At least the last token is left to compute, because its logits are wanted.
         """
+        start, position, rows = self._rewound(prompt)
+        if start < len(self._ids):
+            self._cut(start, position, rows)
+        return start
+
+    def _rewound(self, prompt: Sequence[int]) -> tuple[int, int, int]:
+        """(token, position, rows) that a rewind to the beginning of `prompt` leads to."""
         common = 0
         for held, wanted in zip(self._ids, prompt[:-1], strict=False):
             if held != wanted:
                 break
             common += 1
         if common == len(self._ids):
-            return common
-        start, position, rows = (common,) * 3 if self._eviction is None else self._resumable(common)
+            return common, self._engine.kv.next_position, self.rows
+        if common < self._floor:
+            return 0, 0, 0
+        return (common, common, common) if self._eviction is None else self._resumable(common)
+
+    def cut(self, tokens: int) -> None:
+        """Forget all but the first tokens, at most `HeldState.unbroken` of them, and that there were holes."""
+        self._cut(tokens, tokens, tokens)
+        self._has_holes, self.evicted = False, 0
+
+    def _cut(self, start: int, position: int, rows: int) -> None:
+        """Forget the text from token `start` on: the rows from this position, all but so many."""
         self._engine.kv.truncate(position)
         del self._ids[start:]
         self._tokens = self._tokens[: np.searchsorted(self._tokens, start)]
         self._anywhere = self._anywhere[: np.searchsorted(self._anywhere, start)]
+        self._unchanged = min(self._unchanged, rows)
         if self._book is not None:
             self._book.cut(rows)
         if not start:
             self._forget_holes()
-        return start
 
     def check_protected(self, protected: np.ndarray) -> None:
         """Raise BudgetError if these tokens and what always stays leave nothing to evict from."""
@@ -136,11 +174,85 @@ class HeldPrefix:
         """Forget everything, after a failure that may have left the store half-written."""
         self._engine.kv.clear()
         self._ids.clear()
-        self._tokens = self._anywhere = _NONE
+        self._tokens = self._anywhere = NO_TOKENS
+        self._unchanged = 0
         self._forget_holes()
 
+    @property
+    def rows_are_partial(self) -> bool:
+        """Whether exported rows lack what only a rewind needs: of sliding-window layers llama.cpp saves those that the
+        newest row sees. An engine that does so cannot show all keys either, which is how it is told."""
+        return self._engine.spec.sliding_window is not None and not self._engine.capabilities.keys
+
+    def snapshot(self) -> HeldState:
+        """Everything but the rows that another store needs to go on from here; valid until this one changes."""
+        return HeldState(
+            ids=np.asarray(self._ids, np.int32),
+            rows=self.rows,
+            tokens=self._tokens if self._has_holes else None,
+            evicted=self.evicted,
+            attention=self._book.seen() if self._book is not None else None,
+        )
+
+    @property
+    def rows_differ_by_head(self) -> bool:
+        """Whether heads may hold different rows: then they can only be exported all together."""
+        return self._by_head
+
+    def export_rows(self, first: int, stop: int) -> bytes:
+        """Rows number `first` to `stop` - 1 in the engine's form. ValueError for a part where heads differ."""
+        kv = self._engine.kv
+        if (first, stop) == (0, kv.length):
+            return kv.export()
+        positions = kv.positions
+        return kv.export(int(positions[first]), int(positions[stop - 1]) + 1)
+
+    def resume(self, state: HeldState, rows: Iterable[bytes], *, can_rewind: bool = True) -> None:
+        """Be what another store was: `state` is its snapshot, `rows` are all its rows in order, as it exported them.
+
+        can_rewind: False where the rows are only good for going on from their end (see `rows_are_partial`).
+        Raises CorruptArtifact where they do not belong together or to this engine; nothing is held then.
+        """
+        self.clear()
+        try:
+            for part in rows:
+                self._engine.kv.restore(part)
+            self._go_on(state)
+            self._floor = 0 if can_rewind else len(self._ids)
+        except BaseException:
+            self.clear()
+            raise
+
+    def _go_on(self, state: HeldState) -> None:
+        kv, spec, eviction = self._engine.kv, self._engine.spec, self._eviction
+        by_head = eviction is not None and eviction.level == "head"
+        if kv.length != state.rows:
+            raise CorruptArtifact("<held text>", "rows", kv.length, state.rows)
+        if state.tokens is not None and eviction is None:
+            raise CorruptArtifact("<held text>", "evicted rows", state.evicted, "none, where nothing is evicted")
+        state.check(vocab=spec.vocab, by_head=by_head)
+        if state.tokens is None and kv.next_position != state.rows:
+            raise CorruptArtifact("<held text>", "next position", kv.next_position, state.rows)
+        self._ids = state.ids.tolist()
+        self._has_holes, self.evicted = state.tokens is not None, state.evicted
+        if eviction is not None:
+            self._tokens = self._anywhere = np.arange(state.rows) if state.tokens is None else state.tokens
+            self._see_heads(kv)
+        if self._book is not None:
+            self._book.take(state.attention, kv.length)
+        self.mark()
+
+    def _see_heads(self, kv: KVStore) -> None:
+        """Where heads hold different rows, the rows say which tokens those are: positions are token numbers there."""
+        if not self._by_head:
+            return
+        held = positions_by_head(kv.view(), self._engine.spec.kv_heads)
+        if not np.array_equal(_same_everywhere(held), self._tokens):
+            raise CorruptArtifact("<held text>", "tokens that all heads hold", len(self._tokens), "those of the rows")
+        self._anywhere = np.unique(held)
+
     def _forget_holes(self) -> None:
-        self._has_holes, self.evicted = False, 0
+        self._has_holes, self.evicted, self._floor = False, 0, 0
         if self._book is not None:
             self._book.clear()
 
@@ -178,7 +290,7 @@ class HeldPrefix:
         score = None
         if by_head:  # positions are token numbers: they are kept
             kv.drop_by_head(kept)
-            self._tokens = kept[0, 0][np.all(kept == kept[:1, :1], axis=(0, 1))]
+            self._tokens = _same_everywhere(kept)
             held = np.unique(kept)
         else:
             lost = np.setdiff1d(np.arange(sight.rows), rows)
@@ -189,6 +301,7 @@ class HeldPrefix:
         if self._book is not None:
             self._book.keep(rows)
         self._has_holes = True
+        self._unchanged = 0
         self.evicted += len(gone)
         if eviction.positions == "close":
             close_holes(kv)
@@ -199,9 +312,15 @@ class HeldPrefix:
         kv, limit = self._engine.kv, self._position_limit
         if self._by_head or not self._engine.capabilities.shift:
             raise ContextOverflow(prompt_tokens=tokens, limit=limit, held_tokens=kv.next_position)
+        self._unchanged = 0
         close_holes(kv)
         if kv.next_position + tokens > limit:
             raise ContextOverflow(prompt_tokens=tokens, limit=limit, held_tokens=kv.next_position)
+
+
+def _same_everywhere(positions: np.ndarray) -> np.ndarray:
+    """Of positions [layers, kv_heads, rows] those that stand in the same place of every head."""
+    return positions[0, 0][np.all(positions == positions[:1, :1], axis=(0, 1))]
 
 
 def close_holes(kv: KVStore) -> None:

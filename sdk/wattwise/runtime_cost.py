@@ -38,6 +38,7 @@ def _measure(engine: str, model: Path) -> Cost:
 
 def _child(engine: str, model: Path) -> None:
     import wattwise.model  # what every run imports
+    import wattwise.sessions.open_session  # and one that saves its conversation
     from wattwise_runtimes.registry import get_backend
 
     backend = get_backend(engine)

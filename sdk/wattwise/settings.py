@@ -19,6 +19,7 @@ from typing import Any
 from wattwise.budget import PARSERS, Budget
 from wattwise.kv.eviction import OVERFLOW, EvictionRequest, parse_eviction
 from wattwise.paths import config_dir
+from wattwise.units import parse_bytes
 from wattwise_devices.errors import PlanError
 
 FILE_NAME = "config.toml"
@@ -99,6 +100,11 @@ def _overflow(value: Any) -> str:
     return value
 
 
+def _bytes_or_none(value: Any) -> int:
+    """A size, or 0 for none at all."""
+    return 0 if str(value).strip() == "0" else parse_bytes(value)
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     parse: Callable[[Any], Any]
@@ -107,7 +113,7 @@ class _Known:
 
 
 # The flag of kv_type and kv_policy is --kv. measure: whether this machine's speed may be measured (a few seconds, once)
-# or not at all.
+# or not at all. sessions_bytes: what the KV rows of saved conversations may take on disk; their texts are kept anyway.
 KNOWN: dict[str, _Known] = {
     "model": _Known(_word, "builtin", "default: the model inside the package"),
     **{name: _Known(parse, None, "default: no bound") for name, parse in PARSERS.items()},
@@ -120,6 +126,7 @@ KNOWN: dict[str, _Known] = {
     "threads": _Known(_count, None, "default: the planner's choice"),
     "threads_batch": _Known(_count, None, "default: the planner's choice"),
     "measure": _Known(_measure, "auto"),
+    "sessions_bytes": _Known(_bytes_or_none, 1 << 30),
 }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import random
 import resource
 import struct
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -26,7 +28,13 @@ from fuzz.tiny_gguf import Draft, bpe_vocab, llama_model
 from support.gguf_files import write_tiny_gguf
 from support.onnx_folders import write_onnx_folder
 from support.specs import TINY_SPECS, random_weights
+from wattwise.kv.held_state import HeldState
+from wattwise.sessions.blobs import Blob
+from wattwise.sessions.fingerprint import Fingerprint
+from wattwise.sessions.index import RowsIndex, Segment, index_bytes, parse_index
 from wattwise_devices.errors import Error
+from wattwise_runtimes.contracts import Batch, LoadSpec
+from wattwise_runtimes.engines.reference import ReferenceEngine
 from wattwise_runtimes.formats.gguf import parse_gguf
 from wattwise_runtimes.formats.gguf_llama import validate_for_llama
 from wattwise_runtimes.formats.gguf_spec import canonical_tensors, spec_from_gguf
@@ -97,7 +105,8 @@ def targets(folder: Path) -> list[Target]:
     """All readers with small seeds; `folder` gets the files that they refer to."""
     gguf = _gguf(folder)
     model, text = _model(folder, gguf.seeds[:1]), _text(folder)
-    return [gguf, model, _safetensors(folder), _onnx(folder), _json(folder), _tokenizer(folder), text]
+    rows = [_session_index(folder), _kv_rows()]
+    return [gguf, model, _safetensors(folder), _onnx(folder), _json(folder), _tokenizer(folder), text, *rows]
 
 
 def _gguf(folder: Path) -> Target:
@@ -256,6 +265,44 @@ def _json(folder: Path) -> Target:
         json.dumps(parse_json(data, folder / "fuzzed.json"), ensure_ascii=False, allow_nan=False).encode()
 
     return Target("json", seeds, run, text=True)
+
+
+def _session_index(folder: Path) -> Target:
+    """Indexes of saved sessions behind their checksum, which is made to fit: what a hostile writer would do."""
+    mark = Fingerprint(model="m", tokenizer="t", spec="s", rope="r", engine="e", kv_type="f32", eviction="none")
+    segment = Segment(blob=Blob(name="0" * 64, nbytes=9), start=0, stop=3)
+    states = [
+        HeldState(ids=np.arange(3, dtype=np.int32), rows=3),
+        HeldState(ids=np.arange(9, dtype=np.int32), rows=3, tokens=np.asarray([0, 4, 8]), evicted=6),
+    ]
+    indexes = [RowsIndex(fingerprint=mark, state=state, segments=(segment,)) for state in states]
+    indexes.append(replace(indexes[1], attention=segment.blob, queries=2))
+
+    def run(data: bytes) -> None:
+        index = parse_index(data + hashlib.sha256(data).digest(), folder / "rows.index")
+        index.state.check(vocab=100, by_head=False)
+
+    return Target("session-index", [index_bytes(index)[:-32] for index in indexes], run, head=700)
+
+
+def _kv_rows() -> Target:
+    """Exported rows behind their checksum, restored into the reference engine."""
+    spec = TINY_SPECS["llama"]
+    load = LoadSpec(context=16, chunk=16, kv_type="f32")
+    engine = ReferenceEngine(spec, random_weights(spec), load)
+    engine.forward(Batch(list(range(3, 9))))
+    whole = engine.kv.export()
+    keep = np.broadcast_to(np.asarray([0, 2, 5]), (spec.layers, spec.kv_heads, 3)).copy()
+    keep[1, 1] = [1, 3, 5]
+    engine.kv.drop_by_head(keep)
+
+    def run(data: bytes) -> None:
+        start = 12 + (struct.unpack_from("<I", data, 8)[0] if len(data) >= 12 else 0)
+        crc = zlib.crc32(data[start + 4 :], zlib.crc32(data[12:start]))
+        engine.kv.clear()
+        engine.kv.restore(data[:start] + struct.pack("<I", crc) + data[start + 4 :])
+
+    return Target("kv-rows", [whole, engine.kv.export()], run, head=200)
 
 
 def _tokenizer(folder: Path) -> Target:

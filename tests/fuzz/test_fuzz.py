@@ -32,6 +32,8 @@ INPUTS = {
     "onnx": 20_000,
     "json": 15_000,
     "tokenizer": 15_000,
+    "session-index": 15_000,
+    "kv-rows": 5_000,
 }
 HERE = Path("fuzzed")
 

@@ -49,14 +49,15 @@ def run_json(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
 PLAN_KEYS = {
     "model", "path", "format", "quant", "architecture", "parameters", "engine", "device", "context", "context_trained",
     "kv_type", "chunk", "threads", "threads_batch", "ledger", "budget_bytes", "budget_source", "fits", "reasons",
-    "kv_policy", "draft", "resident_bytes", "streamed_bytes", "budget", "prediction", "speeds",
+    "kv_policy", "kv_eviction", "overflow", "draft", "resident_bytes", "streamed_bytes", "budget", "prediction",
+    "speeds",
 }  # fmt: skip
 LEDGER_KEYS = {"weights_bytes", "kv_bytes", "compute_bytes", "runtime_bytes", "total_bytes"}
 STATS_KEYS = {
     "prompt_n", "prompt_ms", "cache_n", "predicted_n", "predicted_ms", "ttft_ms", "load_ms", "kv_tokens", "kv_bytes",
     "weights_bytes", "mem_peak_bytes", "prompt_j", "predicted_j", "energy_source", "seed", "prompt_per_second",
     "predicted_per_second", "prompt_j_per_token", "predicted_j_per_token", "idle_w", "energy_scope",
-    "energy_estimated", "energy",
+    "energy_estimated", "energy", "kv_evicted", "kv_policy",
 }  # fmt: skip
 
 
@@ -217,6 +218,67 @@ def test_eval_of_random_weights_is_near_uniform(
     same = run_json(capsys, "eval", model, text, "--window", "64", "--against", model)
     assert same["kl_nats_per_token"] == pytest.approx(0, abs=1e-9)
     assert same["top1_agreement"] == 1.0
+
+
+def test_kv_names_a_type_a_policy_or_both(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = run_json(capsys, "plan", model, "--kv", "f16,keydiff:64")
+    assert (told["kv_type"], told["kv_policy"], told["overflow"]) == ("f16", "keydiff", "error")
+    assert told["kv_eviction"]["budget_tokens"] == 64
+    assert told["context"] == told["kv_eviction"]["rows"]
+    assert run_json(capsys, "plan", model, "--kv", "f32", "--context", "64")["kv_policy"] == "none"
+    shifted = run_json(capsys, "plan", model, "--overflow", "shift")
+    assert (shifted["kv_policy"], shifted["kv_eviction"]["positions"]) == ("window", "close")
+    assert "eviction keydiff, 64 tokens kept" in run(capsys, "plan", model, "--kv", "keydiff:64")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--kv", "keydiff:64,window:64"), "two of kv_policy"),
+        (("--kv", "f16,q8_0"), "two of kv_type"),
+        (("--kv", "keydiff:lots"), "lots"),
+        (("--kv", "keydiff:64:head"), "heads cannot keep different rows"),
+        (("--kv", "keydiff:100000"), "keeps up to"),
+        (("--kv", "int8,snapkv:64"), "no KV type 'int8'"),
+        (("--kv", "keydiff:64", "--overflow", "evict"), "policy of its own"),
+        (("--overflow", "hope"), "none of error, evict, shift"),
+    ],
+)  # fmt: skip
+def test_kv_words_that_cannot_be_are_usage_errors(
+    model: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    code, _, err = run(capsys, "plan", model, *words)
+    assert code == 2
+    assert said in err
+
+
+def test_an_evicting_reply_tells_what_it_lost(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("run", model, "Hello there, " * 20, "--kv", "keydiff:64", "--max-tokens", "8", "--temperature", "0")
+    told = run_json(capsys, *words)
+    assert told["stats"]["kv_evicted"] > 100
+    assert {event["kind"] for event in told["events"]} == {"Evicted"}
+    code, _, err = run(capsys, *words)
+    assert code == 0 and "keydiff evicted" in err
+
+
+def test_eval_compares_a_policy_with_the_full_cache(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("All work and no play makes Jack a dull boy. The cat sat on the warm mat. " * 20)
+    words = ("eval", model, text, "--window", "128", "--max-tokens", "300")
+    told = run_json(capsys, *words, "--kv", "keydiff:50%", "--retrieval", "2")
+    assert told["against"] == "the full cache" and told["kl_nats_per_token"] > 0
+    assert "64 tokens kept" in told["kv"]
+    assert [(row["kind"], row["tasks"]) for row in told["retrieval"]] == [("needle", 2), ("pairs", 2)]
+    full = run_json(capsys, *words)
+    assert full["against"] is None and full["kl_nats_per_token"] is None
+    assert "KL from the full cache" in run(capsys, *words, "--kv", "window:64")[1]
+
+
+def test_bench_refuses_a_policy_that_it_would_not_carry_out(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "bench", model, "-p", "8", "-n", "0", "--kv", "keydiff:64")
+    assert code == 2 and "evicts nothing" in err
 
 
 def test_chat_over_pipes(model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

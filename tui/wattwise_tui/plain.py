@@ -39,6 +39,7 @@ class PlainChat:
         *,
         system: str | None = None,
         options: dict[str, Any] | None = None,
+        session: str | None = None,
         source: TextIO | None = None,
         screen: TextIO | None = None,
     ) -> None:
@@ -47,13 +48,23 @@ class PlainChat:
         self._options = options or {}
         self._in = source if source is not None else sys.stdin
         self._out = screen if screen is not None else sys.stdout
-        self._chat = model.conversation(system)
+        self._session = session
+        self._chat = model.conversation(system, session=session)
         self._last: Reply | None = None
         self._show_stats = True
 
     def run(self) -> int:
         """Until /quit or the end of input; always 0: leaving a chat is not a failure."""
         self._banner()
+        try:
+            self._converse()
+        finally:
+            self._chat.close()
+        self._say("")
+        self._say_notes()
+        return 0
+
+    def _converse(self) -> None:
         asked_to_leave = False
         while True:
             try:
@@ -69,8 +80,6 @@ class PlainChat:
                 break
             if not self._handle(line):
                 break
-        self._say("")
-        return 0
 
     def _handle(self, line: str) -> bool:
         """Act on one line; False to leave."""
@@ -118,6 +127,10 @@ class PlainChat:
 
             self._say(builtin_info())
         self._say(str(plan))
+        self._say_notes()
+        saved = self._chat.session
+        if saved is not None and saved.messages:
+            self._say(f"Going on with session {saved.id}, {len(saved.messages)} messages: {saved.title}")
         self._say("Type a message; /help for commands, /quit to leave.")
 
     def _read(self) -> str | None:
@@ -146,8 +159,19 @@ class PlainChat:
             self._say(f"  {command.usage:{width}}  {command.help}")
 
     def _new(self, _: str) -> None:
-        self._chat = self._model.conversation(self._system)
+        self._begin()
         self._say("a new conversation")
+
+    def _begin(self) -> None:
+        """Leave this conversation for a new one, which is saved if this one was."""
+        self._chat.close()
+        self._say_notes()
+        self._chat = self._model.conversation(self._system, session="new" if self._session else None)
+
+    def _say_notes(self) -> None:
+        """What opening and closing a session has brought up."""
+        for line in in_words(self._chat.take_notes()):
+            self._say(f"[{line}]")
 
     def _set_system(self, text: str) -> None:
         self._system = text or None
@@ -177,11 +201,15 @@ class PlainChat:
         self._say(f"saved {len(self._chat.messages)} messages")
 
     def _open(self, name: str) -> None:
+        opened = self._model.conversation(session="new" if self._session else None)
         try:
-            self._chat.load(Path(shlex.split(name)[0] if name else "").expanduser())
+            opened.load(Path(shlex.split(name)[0] if name else "").expanduser())
         except (OSError, ValueError, Error) as error:
             self._say(f"error: {error}")
             return
+        self._chat.close()
+        self._say_notes()
+        self._chat = opened
         self._say(f"opened {len(self._chat.messages)} messages")
 
     def _quit(self, _: str) -> bool:

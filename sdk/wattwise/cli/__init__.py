@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from wattwise import __version__
 from wattwise_devices.errors import BudgetError, ConvertError, Error, PlanError
 
-COMMANDS = ("run", "chat", "convert", "inspect", "plan", "devices", "bench", "eval")
+COMMANDS = ("run", "chat", "sessions", "convert", "inspect", "plan", "devices", "bench", "eval")
 EXIT_FAILED, EXIT_USAGE, EXIT_BUDGET, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 3, 130, 141  # as shells say of signals
 
 

@@ -61,14 +61,14 @@ def load_arguments(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _kv(text: str | None) -> dict[str, str]:
-    """kv_type and kv_policy from `TYPE`, `POLICY[:BUDGET]` or both with a comma; what follows a known policy's name."""
+def _kv(text: str | None) -> dict[str, str | None]:
+    """kv_type and kv_policy from `TYPE`, `POLICY[:BUDGET]` or both with a comma: a policy begins with its name."""
     from wattwise.kv.policy import policy_names
 
-    found: dict[str, str] = {}
+    found: dict[str, str | None] = {"kv_type": None, "kv_policy": None}
     for part in (text or "").split(","):
         name = "kv_policy" if part.split(":")[0] in policy_names() else "kv_type"
-        if part and name in found:
+        if part and found[name] is not None:
             raise ValueError(f"--kv {text} names two of {name}: {found[name]} and {part}")
         if part:
             found[name] = part

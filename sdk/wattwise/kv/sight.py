@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wattwise_devices.errors import PlanError
+from wattwise.kv.held_state import SeenAttention
+from wattwise_devices.errors import CorruptArtifact, PlanError
 from wattwise_runtimes.contracts import KVView
 
 
@@ -111,6 +112,20 @@ class AttentionBook:
         lost = self.rows - rows
         self._total, self._chances = self._total[:, :, :rows], self._chances[:, :, :rows]
         self._recent = self._recent[:, :, : max(0, self._recent.shape[2] - lost), :rows]
+
+    def seen(self) -> SeenAttention:
+        """Everything that the book knows; its own memory, as it is at this moment."""
+        return SeenAttention(total=self._total, chances=self._chances, recent=self._recent)
+
+    def take(self, seen: SeenAttention | None, rows: int) -> None:
+        """Know what another book knew of so many rows. Raises CorruptArtifact if that is not of such a book."""
+        layers, heads, kv_heads = self._shape
+        shapes = [part.shape for part in seen.parts] if seen is not None else []
+        singly = min(self._queries, shapes[2][2] if shapes and len(shapes[2]) == 4 else 0)
+        wanted = [(layers, heads, rows), (layers, kv_heads, rows), (layers, heads, singly, rows)]
+        if seen is None or shapes != wanted:
+            raise CorruptArtifact("<held text>", "shapes of attention", shapes, wanted)
+        self._total, self._chances, self._recent = (part.copy() for part in seen.parts)
 
     def sight(self, view: KVView, positions: np.ndarray) -> Sight:
         """Keys from the engine, attention from the book."""
