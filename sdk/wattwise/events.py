@@ -47,6 +47,18 @@ class Evicted(Event):
     kv_tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityLow(Event):
+    """The KV guard looked at an eviction: after it the model's first choices differ more often than they may.
+
+    agreement, least: shares of equal first choices. widened_to: tokens of the KV budget from now on, None: unchanged.
+    """
+
+    agreement: float
+    least: float
+    widened_to: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class TemplateMissing(Event):
     """The model brings no chat template, so the plain built-in one was used."""

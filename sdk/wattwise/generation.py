@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 
 from wattwise.energy_record import NO_RECORDING, PROMPT, REPLY, Recorded
-from wattwise.events import ContextFull, Event, Evicted, told_messages
+from wattwise.events import ContextFull, Event, Evicted, QualityLow, told_messages
 from wattwise.governor.pilot import FREE, Pilot, Watch
 from wattwise.kv.spans import Span, by_message, protected_tokens
-from wattwise.prefix import Dropped, HeldPrefix
+from wattwise.prefix import Dropped, GuardLook, HeldPrefix
 from wattwise.reply import FinishReason, Piece, Reply
 from wattwise.sampling import Sampler
 from wattwise.stats import Stats
@@ -225,6 +225,22 @@ class Generation:
                 kv_tokens=self._engine.kv.length,
             )
         )
+        self._tell_look(dropped.look)
+
+    def _tell_look(self, look: GuardLook | None) -> None:
+        guard = self._held.guard
+        if look is None or guard is None or look.agreement >= guard.settings.least:
+            return
+        then = f"; the KV budget grows to {look.widened_to} tokens" if look.widened_to is not None else ""
+        self.note(
+            QualityLow(
+                f"eviction changes what the model says: {100 * look.agreement:.0f} % of first choices are the same, "
+                f"{100 * guard.settings.least:.0f} % were asked for{then}",
+                agreement=look.agreement,
+                least=guard.settings.least,
+                widened_to=look.widened_to,
+            )
+        )
 
     def _context_full(self, limit: int) -> None:
         self.finish_reason = "length"
@@ -245,4 +261,6 @@ class Generation:
         self.stats.kv_evicted = self._held.evicted
         if self._held.eviction is not None:
             self.stats.kv_policy = self._held.eviction.policy
+        if self._held.guard is not None:
+            self.stats.kv_agreement = self._held.guard.agreement
         self.stats.mem_peak_bytes = resident_memory().peak_bytes

@@ -52,6 +52,7 @@ def load(
     context: int | None = None,
     kv_type: str | None = None,
     kv_policy: str | None = None,
+    kv_guard: str | None = None,
     overflow: str | None = None,
     threads: int | None = None,
     threads_batch: int | None = None,
@@ -69,6 +70,7 @@ def load(
         context=context,
         kv_type=kv_type,
         kv_policy=kv_policy,
+        kv_guard=kv_guard,
         overflow=overflow,
         threads=threads,
         threads_batch=threads_batch,
@@ -175,7 +177,7 @@ class Model:
         self.engine = engine
         self.load_ms = load_ms
         self._tokenizer = tokenizer
-        self.held = HeldPrefix(engine, decided.eviction)
+        self.held = HeldPrefix(engine, decided.eviction, decided.guard)
         self._template, self._own_template = chat_template(tokenizer) if tokenizer else (default_template(), False)
         self._eog_ids = frozenset(engine.spec.eos_ids) | (tokenizer.eog_ids if tokenizer else frozenset())
         self._busy = _OneAtATime()

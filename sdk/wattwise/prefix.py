@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wattwise.kv.eviction import Eviction
+from wattwise.kv.guard import TAIL, GuardSettings, QualityGuard
 from wattwise.kv.held_state import HeldState
 from wattwise.kv.policy import get_policy
 from wattwise.kv.selection import cannot_hold, choose, rows_of
@@ -28,22 +29,34 @@ NO_TOKENS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuardLook:
+    """agreement: share of equal first choices before and after. widened_to: the KV budget from now on, None unless it
+    was widened, because agreement was less than it should be."""
+
+    agreement: float
+    widened_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
     """One eviction. tokens: numbers of those that no head holds any more. rows: dropped by every head. score: their
-    mean worth by the policy's measure; None where heads dropped different ones."""
+    mean worth by the policy's measure; None where heads dropped different ones. look: what the guard saw, if it looked.
+    """
 
     tokens: np.ndarray
     rows: int
     score: float | None
+    look: GuardLook | None = None
 
 
 class HeldPrefix:
     """The tokens behind the rows of one engine's KV store, kept in step with it.
 
-    eviction: None holds everything. Raises PlanError for one that this engine cannot carry out.
+    eviction: None holds everything. guard: whether evictions are looked at. Raises PlanError for what this engine
+    cannot carry out.
     """
 
-    def __init__(self, engine: Engine, eviction: Eviction | None = None) -> None:
+    def __init__(self, engine: Engine, eviction: Eviction | None = None, guard: GuardSettings | None = None) -> None:
         self._engine, self._eviction = engine, eviction
         self._ids: list[int] = []
         self._tokens = NO_TOKENS  # of every row; with rows by head, of those that are the same in all heads
@@ -54,6 +67,7 @@ class HeldPrefix:
         self._book: AttentionBook | None = None
         self.evicted = 0  # tokens, since the text began
         self._position_limit = engine.kv.capacity_tokens
+        self.guard = QualityGuard(engine, guard) if guard is not None and eviction is not None else None
         if eviction is not None:
             check_can_evict(engine.capabilities, eviction)
             policy = get_policy(eviction.policy)
@@ -280,6 +294,9 @@ class HeldPrefix:
     def _evict(self, eviction: Eviction, protected: np.ndarray) -> Dropped:
         """Drop rows down to the budget."""
         kv, policy = self._engine.kv, get_policy(eviction.policy)
+        tail = self._ids[max(0, len(self._ids) - min(TAIL, eviction.recent - 1)) :]  # rows that stay in any case
+        if self.guard is not None:
+            self.guard.before(tail)
         sight = self._sight(kv)
         by_head = eviction.level == "head"
         must = np.union1d(protected, np.arange(eviction.sinks))
@@ -305,7 +322,19 @@ class HeldPrefix:
         self.evicted += len(gone)
         if eviction.positions == "close":
             close_holes(kv)
-        return Dropped(tokens=gone, rows=sight.rows - eviction.budget_tokens, score=score)
+        look = self._look(eviction, tail)
+        return Dropped(tokens=gone, rows=sight.rows - eviction.budget_tokens, score=score, look=look)
+
+    def _look(self, eviction: Eviction, tail: Sequence[int]) -> GuardLook | None:
+        """What the guard sees after an eviction, and a wider budget where it asks for one."""
+        agreement = self.guard.after(tail) if self.guard is not None else None
+        if self.guard is None or agreement is None:
+            return None
+        wider = eviction.widened()
+        if agreement >= self.guard.settings.least or not self.guard.settings.widens or wider is None:
+            return GuardLook(agreement=agreement)
+        self._eviction = wider
+        return GuardLook(agreement=agreement, widened_to=wider.budget_tokens)
 
     def _stay_in_context(self, tokens: int) -> None:
         """Close the holes, because positions would grow beyond what the model was made for."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from wattwise.budget import PARSERS, Budget
 from wattwise.kv.eviction import OVERFLOW, EvictionRequest, parse_eviction
+from wattwise.kv.guard import GuardSettings, parse_guard
 from wattwise.paths import config_dir
 from wattwise.units import parse_bytes
 from wattwise_devices.errors import PlanError
@@ -94,6 +95,10 @@ def _kv_policy(value: Any) -> EvictionRequest:
     return value if isinstance(value, EvictionRequest) else parse_eviction(str(value))
 
 
+def _kv_guard(value: Any) -> GuardSettings:
+    return value if isinstance(value, GuardSettings) else parse_guard(str(value))
+
+
 def _overflow(value: Any) -> str:
     if value not in OVERFLOW:
         raise ValueError(f"{value!r} is none of {', '.join(OVERFLOW)}")
@@ -121,6 +126,7 @@ KNOWN: dict[str, _Known] = {
     "context": _Known(_count, None, "default: the planner's choice"),
     "kv_type": _Known(_word, None, "default: the planner's choice"),
     "kv_policy": _Known(_kv_policy, None, "default: nothing is evicted"),
+    "kv_guard": _Known(_kv_guard, None, "default: evictions are not looked at"),
     "overflow": _Known(_overflow, "error"),
     "chunk": _Known(_count, None, "default: the planner's choice"),
     "threads": _Known(_count, None, "default: the planner's choice"),

@@ -31,6 +31,7 @@ class Stats:
     kv_bytes: int = 0
     kv_evicted: int = 0
     kv_policy: str = "none"
+    kv_agreement: float | None = None
     weights_bytes: int = 0
     mem_peak_bytes: int | None = None
     prompt_j: float | None = None

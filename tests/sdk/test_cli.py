@@ -50,14 +50,14 @@ PLAN_KEYS = {
     "model", "path", "format", "quant", "architecture", "parameters", "engine", "device", "context", "context_trained",
     "kv_type", "chunk", "threads", "threads_batch", "ledger", "budget_bytes", "budget_source", "fits", "reasons",
     "kv_policy", "kv_eviction", "overflow", "draft", "resident_bytes", "streamed_bytes", "budget", "prediction",
-    "speeds",
+    "speeds", "kv_guard",
 }  # fmt: skip
 LEDGER_KEYS = {"weights_bytes", "kv_bytes", "compute_bytes", "runtime_bytes", "total_bytes"}
 STATS_KEYS = {
     "prompt_n", "prompt_ms", "cache_n", "predicted_n", "predicted_ms", "ttft_ms", "load_ms", "kv_tokens", "kv_bytes",
     "weights_bytes", "mem_peak_bytes", "prompt_j", "predicted_j", "energy_source", "seed", "prompt_per_second",
     "predicted_per_second", "prompt_j_per_token", "predicted_j_per_token", "idle_w", "energy_scope",
-    "energy_estimated", "energy", "kv_evicted", "kv_policy",
+    "energy_estimated", "energy", "kv_evicted", "kv_policy", "kv_agreement",
 }  # fmt: skip
 
 
@@ -242,6 +242,8 @@ def test_kv_names_a_type_a_policy_or_both(model: Path, capsys: pytest.CaptureFix
         (("--kv", "int8,snapkv:64"), "no KV type 'int8'"),
         (("--kv", "keydiff:64", "--overflow", "evict"), "policy of its own"),
         (("--overflow", "hope"), "none of error, evict, shift"),
+        (("--kv-guard", "0.9"), "no KV policy is set"),
+        (("--kv", "keydiff:64", "--kv-guard", "often"), "no KV guard"),
     ],
 )  # fmt: skip
 def test_kv_words_that_cannot_be_are_usage_errors(

@@ -15,6 +15,7 @@ import numpy as np
 
 from support.specs import TINY_SPECS, random_weights
 from wattwise.kv.eviction import Eviction, parse_eviction
+from wattwise.kv.guard import parse_guard
 from wattwise.model import Model
 from wattwise.planning import Plan
 from wattwise_runtimes.contracts import Artifact, Batch, Engine, ForwardCancelled, Ledger, LoadSpec
@@ -58,7 +59,12 @@ def fake_plan(engine: str = "reference", context: int = 512, eviction: Eviction 
 
 
 def tiny_model(
-    *, context: int = 512, template: str | None = CHATML, seed: int = 0, kv_policy: str | None = None
+    *,
+    context: int = 512,
+    template: str | None = CHATML,
+    seed: int = 0,
+    kv_policy: str | None = None,
+    kv_guard: str | None = None,
 ) -> Model:
     """Random weights: fluent nonsense, but the same nonsense every time."""
     eviction = None
@@ -67,7 +73,9 @@ def tiny_model(
         context = eviction.rows
     load = LoadSpec(context=context, chunk=eviction.block if eviction else 16, kv_type="f32")
     engine = ReferenceEngine(SPEC, random_weights(SPEC, seed), load)
-    return Model(fake_plan(context=context, eviction=eviction), engine, byte_tokenizer(template), load_ms=1.0)
+    made = fake_plan(context=context, eviction=eviction)
+    made = dataclasses.replace(made, guard=parse_guard(kv_guard) if kv_guard is not None else None)
+    return Model(made, engine, byte_tokenizer(template), load_ms=1.0)
 
 
 def scripted_model(tokens: Sequence[int], *, context: int = 512, template: str | None = CHATML) -> Model:

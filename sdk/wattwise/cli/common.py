@@ -34,6 +34,9 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE,POLICY:BUDGET",
         help="KV cache: its type (f16, q8_0, int8, ...), how to evict from it (keydiff:512, window:50%%), or both",
     )
+    group.add_argument(
+        "--kv-guard", metavar="SHARE", help="look at evictions: warn below this share of same choices, or 0.9:widen"
+    )
     group.add_argument("--overflow", metavar="HOW", help="for texts beyond the context: error, evict, shift, summarise")
     group.add_argument("--threads", type=int, metavar="N", help="by default what measured fastest here")
     group.add_argument("--threads-batch", type=int, metavar="N", help="to read prompts with; default: as --threads")
@@ -55,6 +58,7 @@ def load_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "engine": options.engine,
         "context": options.context,
         **_kv(options.kv),
+        "kv_guard": options.kv_guard,
         "overflow": options.overflow,
         "threads": options.threads,
         "threads_batch": options.threads_batch,

@@ -108,6 +108,13 @@ class Eviction:
         """What the KV cache needs room for."""
         return self.budget_tokens + self.block
 
+    def widened(self) -> Eviction | None:
+        """The same rows with half of the block added to the budget; None where the block is small already."""
+        if self.block <= _LEAST_BLOCK:
+            return None
+        block = max(_LEAST_BLOCK, self.block // 2)
+        return dataclasses.replace(self, budget_tokens=self.rows - block, block=block)
+
     @property
     def needs_attention(self) -> bool:
         """Whether the engine must show attention scores."""

@@ -40,6 +40,7 @@ def plan(
     context: int | None = None,
     kv_type: str | None = None,
     kv_policy: str | None = None,
+    kv_guard: str | None = None,
     overflow: str | None = None,
     chunk: int | None = None,
     threads: int | None = None,
@@ -50,9 +51,10 @@ def plan(
     """Decide how to run a model inside a budget, loading nothing.
 
     model: a path, or "builtin". kv_policy: how to evict from the KV cache, as in "keydiff:512" (see `kv.eviction`).
-    overflow: what to do with a text longer than the context: "error", "evict", "shift" or "summarise". threads,
-    threads_batch: to decode and to read the prompt. prompt_tokens: the prompt that speed and first-token time are
-    predicted for. What is not given comes from the settings (see `settings`).
+    kv_guard: look at evictions, as in "0.9" or "0.9:widen" (see `kv.guard`). overflow: what to do with a text longer
+    than the context: "error", "evict", "shift" or "summarise". threads, threads_batch: to decode and to read the
+    prompt. prompt_tokens: the prompt that speed and first-token time are predicted for. What is not given comes from
+    the settings (see `settings`).
     Raises BudgetError (with what would fit), PlanError for requests that clash, LoadError for a model that cannot be
     opened. Measures the speed of this machine where it is not known yet, once, a few seconds, in a child process.
     """
@@ -62,8 +64,8 @@ def plan(
     settings = resolve(
         {
             "model": str(model) if model is not None else None, "engine": engine, "context": context,
-            "kv_type": kv_type, "kv_policy": kv_policy, "overflow": overflow, "chunk": chunk, "threads": threads,
-            "threads_batch": threads_batch, **given,
+            "kv_type": kv_type, "kv_policy": kv_policy, "kv_guard": kv_guard, "overflow": overflow, "chunk": chunk,
+            "threads": threads, "threads_batch": threads_batch, **given,
         },
         profile=dict(profile.settings) if profile is not None else None,
         profile_name=profile.name if profile is not None else "",
@@ -113,9 +115,17 @@ class _Planner:
             str(self.settings["model"]), backend, artifact, capability, self.wants, allowed, source, most
         )
         made = search.run(reasons)
+        guard = self.settings["kv_guard"]
+        if guard is not None and made.eviction is None:
+            raise PlanError(
+                f"KV guard {guard} looks at evictions, but no KV policy is set; give one, such as --kv keydiff:512",
+                clash=(f"KV guard {guard}", "no KV policy"),
+            )
         if made.eviction is not None:
             check_can_evict(backend.capabilities(artifact, made.load_spec()), made.eviction)
-        made = dataclasses.replace(made, budget=self.budget, settings=self.settings, overflow=self.settings["overflow"])
+        made = dataclasses.replace(
+            made, guard=guard, budget=self.budget, settings=self.settings, overflow=self.settings["overflow"]
+        )
         return speed.choose(made, self.wants, search.with_threads)
 
     def _other_engine(self, made: Plan, artifact: Artifact) -> Plan | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from wattwise.budget import Budget
 from wattwise.kv.eviction import Eviction
+from wattwise.kv.guard import GuardSettings
 from wattwise.roofline import Prediction, Roofline
 from wattwise.settings import Settings
 from wattwise.units import format_bytes
@@ -20,7 +21,8 @@ class Plan:
     context and chunk in tokens; ledger: predicted peak bytes of the whole process; reasons: why it came out so.
     prediction: of a reply to a prompt of the length that was planned for, None where speed is not known; roofline
     predicts others. speeds: (threads, tokens decoded per second) for every count whose rates are known. device: of each
-    phase. eviction: how the KV cache is kept within its rows, None where it holds everything. overflow: what happens to
+    phase. eviction: how the KV cache is kept within its rows, None where it holds everything. guard: what looks at
+    evictions. overflow: what happens to
     a conversation that does not fit. drafter, streamed_bytes: what this version decides is "none".
     """
 
@@ -44,6 +46,7 @@ class Plan:
     device: tuple[str, str] = ("cpu", "cpu")
     drafter: str = "none"
     eviction: Eviction | None = None
+    guard: GuardSettings | None = None
     overflow: str = "error"
     streamed_bytes: int = 0
 
@@ -75,6 +78,7 @@ class Plan:
             "kv_type": self.kv_type,
             "kv_policy": self.eviction.policy if self.eviction is not None else "none",
             "kv_eviction": self.eviction.to_json() if self.eviction is not None else None,
+            "kv_guard": self.guard.to_json() if self.guard is not None else None,
             "overflow": self.overflow,
             "chunk": self.chunk,
             "threads": self.threads,

@@ -7,7 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from support.chat_model import tiny_model
 from support.specs import TINY_SPECS, random_weights
+from wattwise.events import QualityLow
 from wattwise.kv.guard import EVERY, TAIL, GuardSettings, QualityGuard, parse_guard
 from wattwise_devices.errors import PlanError
 from wattwise_runtimes.contracts import Batch, LoadSpec
@@ -93,3 +95,34 @@ def test_an_engine_that_cannot_put_rows_back_is_refused() -> None:
     engine.capabilities = dataclasses.replace(engine.capabilities, export=False)
     with pytest.raises(PlanError, match="export"):
         QualityGuard(engine, GuardSettings(least=0.9))
+
+
+# ---------------------------------------------------------------- in replies
+
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "The quick brown fox jumps. " * 16}]
+
+
+@pytest.mark.parametrize("policy", ["keydiff:96:token", "keydiff:96:head", "window:96", "snapkv:96:token"])
+def test_a_guarded_reply_is_the_same_reply(policy: str) -> None:
+    with tiny_model(kv_policy=policy) as plain, tiny_model(kv_policy=policy, kv_guard="0.5") as guarded:
+        want = plain.chat(MESSAGES, max_tokens=60, temperature=0.8, seed=3)
+        got = guarded.chat(MESSAGES, max_tokens=60, temperature=0.8, seed=3)
+    assert got.ids == want.ids
+    assert want.stats.kv_agreement is None
+    assert got.stats.kv_agreement is not None and 0 <= got.stats.kv_agreement <= 1
+
+
+def test_too_little_agreement_is_told_and_widens_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(QualityGuard, "after", lambda self, tail: 0.5)
+    with tiny_model(kv_policy="keydiff:96:token", kv_guard="90%:widen") as model:
+        reply = model.chat(MESSAGES, max_tokens=4)
+        low = [event for event in reply.events if isinstance(event, QualityLow)]
+        assert low[0].widened_to == 96 + 24 and "50 % of first choices" in low[0].message
+        assert [event.widened_to for event in low if event.widened_to] == [120, 132, 136]
+        assert low[-1].widened_to is None, "a block of 8 is not halved"
+        assert model.held.eviction is not None and model.held.eviction.rows == 96 + 48
+        assert model.engine.kv.length <= model.engine.kv.capacity_tokens == 144
+    with tiny_model(kv_policy="keydiff:96:token", kv_guard="0.9") as model:
+        reply = model.chat(MESSAGES, max_tokens=4)
+        assert {event.widened_to for event in reply.events if isinstance(event, QualityLow)} == {None}
