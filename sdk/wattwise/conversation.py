@@ -100,7 +100,9 @@ class Conversation:
 
         def replace(reply: Reply) -> None:
             if not _is_nothing(reply):
-                self.messages[last:] = [{"role": "assistant", "content": reply.text}]
+                if self.messages[-1]["role"] == "assistant":
+                    del self.messages[-1]
+                self.messages.append({"role": "assistant", "content": reply.text})
 
         return self._stream(self.messages[:last], replace, **options)
 
@@ -137,10 +139,27 @@ class Conversation:
         self, messages: list[Message], store: Callable[[Reply], None], *, pinned: Collection[int] = (), **options: Any
     ) -> Stream:
         """A reply to these messages, which `store` puts among our own."""
+        if self._model.plan.overflow == "summarise":
+            messages, pinned, options = self._shortened(messages, pinned, options)
         options = {**options, "tools": self._tools, "pinned": self.pinned.union(pinned)}
         if self._session is None:
             return self._model.stream(messages, on_end=store, **options)
         return self._model.stream(messages, keeping=_SavedTurn(self, self._session, store), **options)
+
+    def _shortened(
+        self, messages: list[Message], pinned: Collection[int], options: dict[str, Any]
+    ) -> tuple[list[Message], Collection[int], dict[str, Any]]:
+        """The same arguments; where the messages had become too long, with a summary in place of the oldest ones."""
+        from wattwise.summarising import shortened
+
+        found = shortened(self._model, messages, self._tools, self.pinned.union(pinned), options.get("max_tokens"))
+        if found is None:
+            return messages, pinned, options
+        unsaid = max(0, len(messages) - len(self.messages))  # a turn that is only stored when its reply begins
+        behind = self.messages[len(messages) :]  # a reply that is to be replaced by another
+        self.messages[:] = [*found.messages[: len(found.messages) - unsaid], *behind]
+        self.pinned = {index for index in found.pinned if index < len(self.messages)}
+        return found.messages, found.pinned, {**options, "notes": [*options.get("notes", ()), found.event]}
 
     def _save(self, session: OpenSession, note: Callable[[Event], None], *, with_rows: bool) -> None:
         pinned = [index for index in self.pinned if index < len(self.messages)]

@@ -59,6 +59,19 @@ class QualityLow(Event):
     widened_to: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summarised(Event):
+    """The oldest messages of a conversation were replaced by a summary, because it had become too long.
+
+    messages: their indices before. tokens_before, tokens_after: of the whole prompt.
+    """
+
+    messages: tuple[int, ...]
+    summary: str
+    tokens_before: int
+    tokens_after: int
+
+
 @dataclass(frozen=True, slots=True)
 class TemplateMissing(Event):
     """The model brings no chat template, so the plain built-in one was used."""

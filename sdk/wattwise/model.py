@@ -211,6 +211,7 @@ class Model:
         on_end: Callable[[Reply], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
         keeping: Keeping | None = None,
+        notes: Sequence[Event] = (),
         **sampling: Any,
     ) -> Stream:
         """A reply as it is made; use it in a `with`, whose exit cancels.
@@ -221,7 +222,7 @@ class Model:
         Sampling by keyword (temperature, top_k, top_p, min_p, seed, ...; see SamplerParams) or as `sampler`.
         on_start and on_end are called around the work, on_end with the reply, whatever ended it. on_event is called
         as events happen, perhaps from another thread; all of them are on the reply as well. keeping: how a saved
-        `Conversation` restores and saves its rows.
+        `Conversation` restores and saves its rows. notes: events that led to this request.
         Raises ContextOverflow, with both counts, for a prompt that does not fit; nothing is ever cut.
         """
         if sampler is not None and sampling:
@@ -245,6 +246,8 @@ class Model:
         stats = Stats(seed=seed, load_ms=self.load_ms, weights_bytes=self.engine.nbytes().weights)
         generation = Generation(self.engine, self.held, self.tokenizer, request, stats, self.watch)
         generation.on_event = on_event
+        for event in notes:
+            generation.note(event)
         if self.recorder is not None:
             generation.recording = self.recorder.reply(stats)
         if plain:

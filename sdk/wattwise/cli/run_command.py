@@ -30,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     """Load, stream, and report."""
     import wattwise
 
+    if options.overflow == "summarise":
+        raise ValueError("--overflow summarise sums up a conversation; for one prompt take evict or shift")
     name, prompt = _model_and_prompt(options.words)
     tools = read_tools(options.tools) if options.tools else None
     with wattwise.load(name, on_progress=common.show_progress("loading"), **common.load_arguments(options)) as model:
