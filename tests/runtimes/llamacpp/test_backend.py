@@ -55,6 +55,19 @@ def test_where_is_read_from_llama_cpp_itself(tmp_path: Path) -> None:
     exact.close()
 
 
+def test_another_listener_of_the_same_library_does_not_take_our_evidence(tmp_path: Path) -> None:
+    """An application may use llama-cpp-python beside us; its high-level class sets a listener of its own."""
+    from wattwise_runtimes.engines.llamacpp.native import native
+
+    theirs: list[bytes] = []
+    callback = native().api.llama_log_callback(lambda level, text, data: theirs.append(text))
+    native().api.llama_log_set(callback, None)
+    engine = BACKEND.load(artifact(tmp_path, WIDE, "q8_0"), load_spec(kv_type="q8_0"))
+    assert engine.nbytes().weights > 0
+    assert engine.capabilities.shift
+    engine.close()
+
+
 def test_log_lines_are_understood() -> None:
     buffers = read_buffers(
         [

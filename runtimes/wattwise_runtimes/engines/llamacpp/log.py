@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -24,13 +24,15 @@ _LEVELS = {_DEBUG: logging.DEBUG, _INFO: logging.INFO, _WARN: logging.WARNING, _
 _recent: deque[str] = deque(maxlen=40)  # warnings and errors
 _captures: list[Capture] = []
 _expected: list[str] = []  # parts of lines that are no news
+_attach: list[Callable[[], None]] = []  # what makes native code speak to `receive`; empty before it is loaded
 _one_at_a_time = threading.RLock()
 
 
 class Capture:
     """Context manager that collects every native log line, for reading sizes and evidence out of them.
 
-    One thread at a time: the log does not say which model a line is about.
+    One thread at a time: the log does not say which model a line is about. Whoever else uses the library in this process
+    may have given it another listener (llama_cpp.Llama does), so ours is put back first.
     """
 
     def __init__(self) -> None:
@@ -38,12 +40,20 @@ class Capture:
 
     def __enter__(self) -> Capture:
         _one_at_a_time.acquire()
+        for attach in _attach:
+            attach()
         _captures.append(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         _captures.remove(self)
         _one_at_a_time.release()
+
+
+def listen_by(attach: Callable[[], None]) -> None:
+    """From now on `attach` makes native code speak to `receive`; it is called at once, and before every capture."""
+    _attach[:] = [attach]
+    attach()
 
 
 def receive(level: int, text: bytes | None, _data: Any = None) -> None:

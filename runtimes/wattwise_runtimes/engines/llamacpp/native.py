@@ -43,7 +43,7 @@ class Native:
         self.ggml: ctypes.CDLL = _ggml.libggml
         self._lib: ctypes.CDLL = api._lib
         self._log = api.llama_log_callback(log.receive)  # kept alive as long as the library can call it
-        api.llama_log_set(self._log, ctypes.c_void_p(None))
+        log.listen_by(lambda: api.llama_log_set(self._log, ctypes.c_void_p(None)))
         api.llama_backend_init()
         self._declare()
 
