@@ -31,8 +31,8 @@ _one_at_a_time = threading.RLock()
 class Capture:
     """Context manager that collects every native log line, for reading sizes and evidence out of them.
 
-    One thread at a time: the log does not say which model a line is about. Whoever else uses the library in this process
-    may have given it another listener (llama_cpp.Llama does), so ours is put back first.
+    One thread at a time: the log does not say which model a line is about. Whoever else uses the library in this
+    process may have given it another listener (llama_cpp.Llama does), so ours is put back first.
     """
 
     def __init__(self) -> None:
