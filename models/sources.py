@@ -214,7 +214,7 @@ def read_talk_files(path: Path) -> Iterator[Document]:
 
 
 def read_tool_requests(path: Path) -> Iterator[Document]:
-    yield from tool_requests(16_000, seed=20)
+    yield from tool_requests(24_000, seed=20)
 
 
 def read_sums(path: Path) -> Iterator[Document]:

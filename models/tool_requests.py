@@ -56,14 +56,85 @@ class Tool:
     done: tuple[str, ...]
     without: tuple[str, ...]  # said where this tool is not offered
 
+
+# Other words for parts of names. A name that is always the same is learnt by heart, and then said instead of the one
+# that the list of tools really has.
+_VERBS = {
+    "get": ("get", "fetch", "show", "check", "find", "look_up"),
+    "set": ("set", "start", "create", "add", "make"),
+    "find": ("find", "search", "search_for", "look_for", "list", "get"),
+    "check": ("check", "get", "show", "query", "read"),
+    "search": ("search", "web_search", "search_web", "look_up", "find_pages"),
+    "add": ("add", "create", "save", "new", "set"),
+    "send": ("send", "write", "text", "deliver"),
+}
+_NOUNS = {
+    "restaurant": ("restaurant", "restaurants", "place_to_eat", "dining"),
+    "weather": ("weather", "forecast", "current_weather", "weather_report"),
+    "balance": ("balance", "account_balance", "bank_balance", "money"),
+    "timer": ("timer", "countdown", "kitchen_timer"),
+    "alarm": ("alarm", "alarm_clock", "wake_up_call"),
+    "message": ("message", "text_message", "sms", "note_to"),
+    "reminder": ("reminder", "task", "todo", "reminder_note"),
+}
+_ARGUMENTS = {
+    "city": ("city", "location", "town", "place", "city_name"),
+    "cuisine": ("cuisine", "food", "kind", "type_of_food"),
+    "account": ("account", "account_type", "account_name", "kind"),
+    "minutes": ("minutes", "duration", "duration_minutes", "length"),
+    "time": ("time", "at", "alarm_time", "when"),
+    "query": ("query", "q", "topic", "text", "question"),
+    "text": ("text", "content", "message", "what", "body"),
+    "to": ("to", "recipient", "person", "name"),
+    "room": ("room", "where", "area", "room_name"),
+    "language": ("language", "target", "target_language", "into"),
+    "expression": ("expression", "formula", "input", "calculation"),
+}
+_CHOICES = {"account": ("checking", "savings")}  # values of arguments that may be listed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offered:
+    """A tool as one conversation lists it. spelling: what each of its arguments is called there."""
+
+    tool: Tool
+    name: str
+    spelling: dict[str, str]
+
+    def call(self, values: Values) -> str:
+        """The assistant's turn that calls it."""
+        return tool_call(self.name, {self.spelling[name]: value for name, value in values.items()})
+
     def schema(self, rng: random.Random) -> dict[str, Any]:
-        properties = {name: {"type": kind.lstrip("?")} for name, kind in self.arguments.items()}
-        required = [name for name, kind in self.arguments.items() if not kind.startswith("?")]
+        properties: dict[str, dict[str, Any]] = {}
+        for name, kind in self.tool.arguments.items():
+            properties[self.spelling[name]] = {"type": kind.lstrip("?")}
+            if name in _CHOICES and rng.random() < 0.5:
+                properties[self.spelling[name]]["enum"] = list(_CHOICES[name])
+        required = [self.spelling[name] for name, kind in self.tool.arguments.items() if not kind.startswith("?")]
         function: dict[str, Any] = {"name": self.name}
         if rng.random() < 0.8:
-            function["description"] = self.about
+            function["description"] = self.tool.about
         function["parameters"] = {"type": "object", "properties": properties, "required": required}
         return {"type": "function", "function": function}
+
+
+def offer(tool: Tool, rng: random.Random) -> Offered:
+    """The tool under its own name, or, two times in three, with other words for it and its arguments."""
+    if rng.random() < 1 / 3:
+        return Offered(tool=tool, name=tool.name, spelling={name: name for name in tool.arguments})
+    words = [rng.choice(_VERBS.get(word, _NOUNS.get(word, (word,)))) for word in tool.name.split("_")]
+    parts = "_".join(words).split("_")
+    if rng.random() < 0.3:  # camel case
+        parts = [parts[0], *(part.capitalize() for part in parts[1:])]
+        name = "".join(parts)
+    else:
+        name = "_".join(parts)
+    spelling: dict[str, str] = {}
+    for argument in tool.arguments:
+        free = [word for word in _ARGUMENTS.get(argument, (argument,)) if word not in spelling.values()]
+        spelling[argument] = rng.choice(free or [argument])
+    return Offered(tool=tool, name=name, spelling=spelling)
 
 
 def _weather(values: Values, rng: random.Random) -> Values:
@@ -294,20 +365,21 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _exchange(tool: Tool, offered: bool, rng: random.Random) -> list[Turn]:
+def _exchange(tool: Tool, offered: Offered | None, rng: random.Random) -> list[Turn]:
+    """A request for what the tool does, and the call of it as it is offered; None: there is no such tool."""
     values = tool.draw(rng)
     words = _wordings(values)
     said = _sentence(rng.choice(tool.requests).format(**words))
     if rng.random() < 0.3:
         said = said.rstrip(".?") if rng.random() < 0.5 else said.lower() if tool.name == "set_timer" else said
     turns = [Turn(role="user", content=said)]
-    if not offered:
+    if offered is None:
         return [*turns, Turn(role="assistant", content=_sentence(rng.choice(tool.without).format(**words)))]
     result = tool.result(values, rng)
     reply = _sentence(rng.choice(tool.done).format(**words, **result))
     return [
         *turns,
-        Turn(role="assistant", content=tool_call(tool.name, values)),
+        Turn(role="assistant", content=offered.call(values)),
         Turn(role="tool", content=json.dumps(result)),
         Turn(role="assistant", content=reply),
     ]
@@ -318,7 +390,8 @@ def tool_requests(count: int, *, seed: int) -> list[Document]:
     rng = random.Random(seed)
     documents = []
     for _ in range(count):
-        offered = rng.sample(TOOLS, rng.choice((1, 1, 2, 2, 3, 4)))
+        offered = [offer(tool, rng) for tool in rng.sample(TOOLS, rng.choice((1, 1, 2, 2, 3, 4)))]
+        known = [one.tool for one in offered]
         turns: list[Turn] = []
         for _ in range(rng.choice((1, 1, 2, 3))):
             draw = rng.random()
@@ -326,9 +399,9 @@ def tool_requests(count: int, *, seed: int) -> list[Document]:
                 user, reply = rng.choice(CHATTER)
                 turns += [Turn(role="user", content=user), Turn(role="assistant", content=reply)]
             elif draw < 0.27:
-                other = rng.choice([tool for tool in TOOLS if tool not in offered])
-                turns += _exchange(other, False, rng)
+                turns += _exchange(rng.choice([tool for tool in TOOLS if tool not in known]), None, rng)
             else:
-                turns += _exchange(rng.choice(offered), True, rng)
-        documents.append(Document(turns=tuple(turns), tools=tuple(tool.schema(rng) for tool in offered)))
+                one = rng.choice(offered)
+                turns += _exchange(one.tool, one, rng)
+        documents.append(Document(turns=tuple(turns), tools=tuple(one.schema(rng) for one in offered)))
     return documents

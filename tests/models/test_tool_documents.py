@@ -101,9 +101,9 @@ def test_made_requests_call_what_is_offered_and_only_that() -> None:
         assert "{" not in "".join(turn.content for turn in document.turns if turn.role == "user")
     plain = [one for one in documents if not any(turn.role == "tool" for turn in one.turns)]
     assert plain, "some requests must be answered without a call"
-    assert {tool.name for tool in TOOLS} == {
-        tool["function"]["name"] for document in documents for tool in document.tools
-    }
+    names = {tool["function"]["name"] for document in documents for tool in document.tools}
+    assert {tool.name for tool in TOOLS} < names
+    assert len(names) > 10 * len(TOOLS), "a name that is always the same would be learnt by heart"
 
 
 def test_sums_are_right() -> None:
