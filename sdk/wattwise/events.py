@@ -48,6 +48,18 @@ class Evicted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReadAgain(Event):
+    """Evicted tokens were needed after all (their message was pinned since): the text was read again from there.
+
+    tokens: how many had been evicted. messages: whose they are, by index. read_again: tokens computed once more.
+    """
+
+    tokens: int
+    messages: tuple[int, ...]
+    read_again: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QualityLow(Event):
     """The KV guard looked at an eviction: after it the model's first choices differ more often than they may.
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from wattwise.energy_record import NO_RECORDING, PROMPT, REPLY, Recorded
-from wattwise.events import ContextFull, Event, Evicted, QualityLow, told_messages
+from wattwise.events import ContextFull, Event, Evicted, QualityLow, ReadAgain, told_messages
 from wattwise.governor.pilot import FREE, Pilot, Watch
 from wattwise.kv.spans import Span, by_message, protected_tokens
 from wattwise.prefix import Dropped, GuardLook, HeldPrefix
@@ -117,7 +117,7 @@ class Generation:
         self._held.check_protected(self._protected)
         if self.recall is not None:
             self.recall(prompt, self._protected)
-        stats.cache_n = self._held.rewind_to(prompt)
+        stats.cache_n = self._rewind(prompt)
         logits = self._read(prompt[stats.cache_n :])
         prompt_end_ns = time.perf_counter_ns()
         stats.prompt_n = len(prompt) - stats.cache_n
@@ -167,6 +167,24 @@ class Generation:
         rest = self._flush()
         if rest:
             yield Piece(rest, stats)
+
+    def _rewind(self, prompt: Sequence[int]) -> int:
+        """Back to where the prompt goes on from what is held; how many of its tokens need not be computed."""
+        held, protected = self._held, self._protected
+        would = held.reusable(prompt)
+        gone = held.missing(protected[protected < would])
+        start = held.rewind_to(prompt, protected)
+        if gone.size:
+            messages = tuple(index for index, _ in by_message(self._request.spans, gone, after=self._request.message))
+            self.note(
+                ReadAgain(
+                    f"{told_messages(messages)} had been evicted and must stay now: {would - start} tokens are read again",
+                    tokens=len(gone),
+                    messages=messages,
+                    read_again=would - start,
+                )
+            )
+        return start
 
     def _must_end(self) -> bool:
         if self._cancel.is_set():

@@ -90,7 +90,7 @@ class _SilentEngine:
 
 
 class _SilentKV:
-    capacity_tokens, nbytes, length = 1 << 20, 0, 0
+    capacity_tokens, nbytes, length, next_position = 1 << 20, 0, 0, 0
 
     def truncate(self, position: int) -> None:
         self.length = position

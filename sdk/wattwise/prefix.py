@@ -104,15 +104,30 @@ class HeldPrefix:
         """How many tokens of `prompt` need not be computed, as `rewind_to` would answer; forgets nothing."""
         return self._rewound(prompt)[0]
 
-    def rewind_to(self, prompt: Sequence[int]) -> int:
+    def rewind_to(self, prompt: Sequence[int], protected: np.ndarray = NO_TOKENS) -> int:
         """Forget what does not begin `prompt`; how many of its tokens need not be computed.
 
-        At least the last token is left to compute, because its logits are wanted.
+        At least the last token is left to compute, because its logits are wanted. protected: tokens that must be held;
+        where one of them was evicted (it has been pinned since), the text is read again from there.
         """
         start, position, rows = self._rewound(prompt)
+        missing = self.missing(protected[protected < start])
+        if missing.size:
+            start, position, rows = self._resumable(int(missing[0]))
         if start < len(self._ids):
             self._cut(start, position, rows)
         return start
+
+    def missing(self, tokens: np.ndarray) -> np.ndarray:
+        """Those of these tokens that some head does not hold."""
+        if not self._has_holes:
+            return tokens[tokens >= len(self._ids)]
+        held = self._tokens
+        if self._by_head:
+            positions = positions_by_head(self._engine.kv.view(), self._engine.spec.kv_heads)
+            held, counts = np.unique(positions, return_counts=True)
+            held = held[counts == positions.shape[0] * positions.shape[1]]
+        return np.setdiff1d(tokens, held)
 
     def _rewound(self, prompt: Sequence[int]) -> tuple[int, int, int]:
         """(token, position, rows) that a rewind to the beginning of `prompt` leads to."""

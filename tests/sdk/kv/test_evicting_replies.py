@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from support.chat_model import tiny_model
-from wattwise.events import Evicted, in_words
+from wattwise.events import Evicted, ReadAgain, in_words
 from wattwise.kv.policy import policy_names
 from wattwise_devices.errors import BudgetError, ContextOverflow
 
@@ -115,3 +116,24 @@ def test_cancelling_in_the_middle_of_an_evicting_prompt_leaves_a_usable_model() 
         assert stream.reply.finish_reason == "cancelled"
         again = model.chat(MESSAGES, max_tokens=4, temperature=0)
         assert again.stats.cache_n > 0
+
+
+@pytest.mark.parametrize("level", ["token", "head"])
+def test_a_message_that_is_pinned_after_it_was_evicted_is_read_again(level: str) -> None:
+    with tiny_model(kv_policy=f"knorm:160:{level}") as model:
+        chat = model.conversation("Be brief.")
+        chat.say("My name is Ann and I live here.", max_tokens=8, temperature=0)
+        lost: set[int] = set()
+        while 1 not in lost:
+            reply = chat.say(LONG[:90], max_tokens=8, temperature=0)
+            lost |= {index for event in evictions(reply) for index, _ in event.messages}
+        chat.pinned.add(1)
+        reply = chat.say("Who am I?", max_tokens=8, temperature=0)
+        again = [event for event in reply.events if isinstance(event, ReadAgain)]
+        assert len(again) == 1 and again[0].messages == (1,) and again[0].read_again > 0
+        assert "message 2" in again[0].message, "counted from 1, as people do"
+        spans = model._spans(model.prompt_ids(chat.messages[:-1]), chat.messages[:-1], None, {1})
+        mine = next(span for span in spans if span.message == 1)
+        assert not model.held.missing(np.arange(mine.start, mine.stop)).size, "now it is held, by every head"
+        calm = chat.say("And you?", max_tokens=8, temperature=0)
+        assert not any(isinstance(event, ReadAgain) for event in calm.events), "once is enough"
