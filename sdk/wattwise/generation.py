@@ -178,7 +178,8 @@ class Generation:
             messages = tuple(index for index, _ in by_message(self._request.spans, gone, after=self._request.message))
             self.note(
                 ReadAgain(
-                    f"{told_messages(messages)} had been evicted and must stay now: {would - start} tokens are read again",
+                    f"{told_messages(messages)} had been evicted and must stay now, so {would - start} tokens are read "
+                    "again",
                     tokens=len(gone),
                     messages=messages,
                     read_again=would - start,

@@ -31,7 +31,8 @@ CALL, REFUSAL = '<tool_call>{"name": "set_timer"', "I cannot set timers here."
 TALK = (
     "Hi! How are you?", "I had a long day at work.", "We had too many meetings.", "What is your name?",
     "Tell me a joke.", "I like music.", "What should I cook tonight?", "I have a dog.", "It is raining here.",
-    "What is three plus four?", "My brother comes to visit me tomorrow.", "I am tired.", "Do you like books?", "I want to learn to swim.",
+    "What is three plus four?", "My brother comes to visit me tomorrow.", "I am tired.", "Do you like books?",
+    "I want to learn to swim.",
 )  # fmt: skip
 
 
