@@ -116,6 +116,15 @@ class Conversation:
                 return text
         return None
 
+    def edit(self, index: int, text: str) -> None:
+        """Replace what a message says. The next turn reads what follows again, or with `move_rows=True` moves its rows.
+
+        Raises IndexError where there is no such message.
+        """
+        if not 0 <= index < len(self.messages):
+            raise IndexError(f"there is no message {index}; there are {len(self.messages)}")
+        self.messages[index] = {**self.messages[index], "content": text}
+
     def save(self, path: str | Path) -> None:
         """Write the messages as JSON."""
         import json

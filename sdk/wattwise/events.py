@@ -48,6 +48,19 @@ class Evicted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowsMoved(Event):
+    """After an edit the rows behind it were moved to their new positions, as asked for, and not read again.
+
+    tokens: how many; 0: too few stood behind the edit, so they were read. by: positions that they went. error: relative
+    error of their keys right behind the edit, None without a move.
+    """
+
+    tokens: int
+    by: int
+    error: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadAgain(Event):
     """Evicted tokens were needed after all (their message was pinned since): the text was read again from there.
 

@@ -14,14 +14,14 @@ from typing import Literal
 import numpy as np
 
 from wattwise.energy_record import NO_RECORDING, PROMPT, REPLY, Recorded
-from wattwise.events import ContextFull, Event, Evicted, QualityLow, ReadAgain, told_messages
+from wattwise.events import ContextFull, Event, Evicted, QualityLow, ReadAgain, RowsMoved, told_messages
 from wattwise.governor.pilot import FREE, Pilot, Watch
 from wattwise.kv.spans import Span, by_message, protected_tokens
 from wattwise.prefix import Dropped, GuardLook, HeldPrefix
 from wattwise.reply import FinishReason, Piece, Reply
 from wattwise.sampling import Sampler
 from wattwise.stats import Stats
-from wattwise_devices.errors import BudgetError, ContextOverflow, Error, GenerationError
+from wattwise_devices.errors import BudgetError, ContextOverflow, Error, GenerationError, PlanError
 from wattwise_devices.process_memory import resident_memory
 from wattwise_runtimes.contracts import Batch, Engine, ForwardCancelled
 from wattwise_runtimes.text.stream import TextStream
@@ -34,6 +34,7 @@ class Request:
 
     at_start: the reply is a text of its own, not the continuation of one (drops a tokenizer's leading space).
     spans: which tokens of the prompt are whose, and which must never be evicted. message: the index of the reply.
+    move_rows: rows behind an edit are moved, not read again.
     """
 
     prompt: Sequence[int]
@@ -44,6 +45,7 @@ class Request:
     at_start: bool = False
     spans: Sequence[Span] = field(default=())
     message: int = 0
+    move_rows: bool = False
 
 
 class Generation:
@@ -100,7 +102,7 @@ class Generation:
                 yield from self._run(request_ns)
         except ForwardCancelled:
             self.finish_reason = "budget" if self._pilot.stopped else "cancelled"
-        except (ContextOverflow, BudgetError):
+        except (ContextOverflow, BudgetError, PlanError):  # refused, not failed
             raise
         except (Error, MemoryError) as error:
             raise GenerationError(f"the reply stopped after {len(self.ids)} tokens: {error}", self.reply()) from error
@@ -171,6 +173,8 @@ class Generation:
     def _rewind(self, prompt: Sequence[int]) -> int:
         """Back to where the prompt goes on from what is held; how many of its tokens need not be computed."""
         held, protected = self._held, self._protected
+        if self._request.move_rows:
+            self._move(prompt)
         would = held.reusable(prompt)
         gone = held.missing(protected[protected < would])
         start = held.rewind_to(prompt, protected)
@@ -186,6 +190,23 @@ class Generation:
                 )
             )
         return start
+
+    def _move(self, prompt: Sequence[int]) -> None:
+        moved = self._held.move_to(prompt)
+        if moved is None:
+            self.note(
+                RowsMoved("too little stands behind the edit to be moved; it is read again", tokens=0, by=0, error=None)
+            )
+            return
+        self.note(
+            RowsMoved(
+                f"{moved.tokens} tokens behind the edit were moved by {moved.by}, {moved.read} were read; keys are "
+                f"{100 * moved.error:.1f} % off right behind it",
+                tokens=moved.tokens,
+                by=moved.by,
+                error=moved.error,
+            )
+        )
 
     def _must_end(self) -> bool:
         if self._cancel.is_set():

@@ -206,6 +206,7 @@ class Model:
         tools: Sequence[Message] | None = None,
         raw: bool = False,
         pinned: Collection[int] = (),
+        move_rows: bool = False,
         sampler: SamplerParams | None = None,
         on_start: Callable[[], None] | None = None,
         on_end: Callable[[Reply], None] | None = None,
@@ -219,7 +220,9 @@ class Model:
         messages: a user's text, or a list of {"role", "content"}. tools: functions that the model may call, in
         OpenAI's shape; its calls are in the reply's `tool_calls`. raw: the text is the prompt as it is, without a chat
         template. pinned: indices of messages that KV eviction must not touch, beside the system prompt and the tools.
-        Sampling by keyword (temperature, top_k, top_p, min_p, seed, ...; see SamplerParams) or as `sampler`.
+        move_rows: after an edit of an earlier message, turn the rows behind it to their new positions instead of
+        reading them again: approximate, and the error is in the event (see `kv.moving`). Sampling by keyword
+        (temperature, top_k, top_p, min_p, seed, ...; see SamplerParams) or as `sampler`.
         on_start and on_end are called around the work, on_end with the reply, whatever ended it. on_event is called
         as events happen, perhaps from another thread; all of them are on the reply as well. keeping: how a saved
         `Conversation` restores and saves its rows. notes: events that led to this request.
@@ -242,6 +245,7 @@ class Model:
             at_start=not raw,
             spans=self._spans(prompt, turns, tools, pinned) if not raw else (),
             message=len(turns),
+            move_rows=move_rows,
         )
         stats = Stats(seed=seed, load_ms=self.load_ms, weights_bytes=self.engine.nbytes().weights)
         generation = Generation(self.engine, self.held, self.tokenizer, request, stats, self.watch)

@@ -18,6 +18,7 @@ import numpy as np
 from wattwise.kv.eviction import Eviction
 from wattwise.kv.guard import TAIL, GuardSettings, QualityGuard
 from wattwise.kv.held_state import HeldState
+from wattwise.kv.moving import CHECKED, carry_out, check_can_move, find_move
 from wattwise.kv.policy import get_policy
 from wattwise.kv.selection import cannot_hold, choose, rows_of
 from wattwise.kv.sight import AttentionBook, Sight, positions_by_head
@@ -26,6 +27,17 @@ from wattwise_runtimes.contracts import Capabilities, Engine, KVStore
 from wattwise_runtimes.spec import ModelSpec
 
 NO_TOKENS = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """Rows behind an edit. tokens: how many, by: how far, read: tokens that were read for it, error: of their keys
+    right behind the edit (see `kv.moving`)."""
+
+    tokens: int
+    by: int
+    read: int
+    error: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +129,27 @@ class HeldPrefix:
         if start < len(self._ids):
             self._cut(start, position, rows)
         return start
+
+    def move_to(self, prompt: Sequence[int]) -> Moved | None:
+        """Hold the rows behind an edit at their new positions, so that a rewind to `prompt` finds them; None where too
+        little stands behind it. Raises PlanError where rows cannot be moved, or are evicted."""
+        if self._eviction is not None:
+            raise PlanError(
+                "rows behind an edit are only moved where all rows are held; with a KV policy they are read again",
+                clash=("moving rows", f"KV policy {self._eviction.policy}"),
+            )
+        check_can_move(self._engine.capabilities)
+        move = find_move(self._ids, prompt[:-1])
+        if move is None or move.first < self._floor:
+            return None
+        try:
+            error = carry_out(self._engine, move, prompt)
+        except BaseException:  # half-way through nothing fits together
+            self.clear()
+            raise
+        self._unchanged = min(self._unchanged, move.first)
+        self._ids[:] = prompt[: move.first + move.added + move.kept]
+        return Moved(tokens=move.kept, by=move.by, read=move.added + CHECKED, error=error)
 
     def missing(self, tokens: np.ndarray) -> np.ndarray:
         """Those of these tokens that some head does not hold."""
