@@ -48,6 +48,21 @@ class Evicted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BroughtBack(Event):
+    """Evicted rows of a message that was pinned since came back from disk. tokens: how many; messages: by index."""
+
+    tokens: int
+    messages: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpillFailed(Event):
+    """Evicted rows could not be put on disk; should they be needed again, the text is read again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowsMoved(Event):
     """After an edit the rows behind it were moved to their new positions, as asked for, and not read again.
 

@@ -14,7 +14,17 @@ from typing import Literal
 import numpy as np
 
 from wattwise.energy_record import NO_RECORDING, PROMPT, REPLY, Recorded
-from wattwise.events import ContextFull, Event, Evicted, QualityLow, ReadAgain, RowsMoved, told_messages
+from wattwise.events import (
+    BroughtBack,
+    ContextFull,
+    Event,
+    Evicted,
+    QualityLow,
+    ReadAgain,
+    RowsMoved,
+    SpillFailed,
+    told_messages,
+)
 from wattwise.governor.pilot import FREE, Pilot, Watch
 from wattwise.kv.spans import Span, by_message, protected_tokens
 from wattwise.prefix import Dropped, GuardLook, HeldPrefix
@@ -62,6 +72,8 @@ class Generation:
     ) -> None:
         self._engine, self._held, self._request = engine, held, request
         self._protected = protected_tokens(request.spans)
+        self._free_messages = [(span.start, span.stop) for span in request.spans if not span.protected]
+        self._spill_problem: str | None = None
         self._pilot: Pilot = watch.pilot(self.note) if watch is not None else FREE
         self.on_event: Callable[[Event], None] | None = None
         self.recall: Callable[[Sequence[int], np.ndarray], None] | None = None  # brings saved rows of the prompt in
@@ -176,6 +188,7 @@ class Generation:
         if self._request.move_rows:
             self._move(prompt)
         would = held.reusable(prompt)
+        self._bring_back(would)
         gone = held.missing(protected[protected < would])
         start = held.rewind_to(prompt, protected)
         if gone.size:
@@ -190,6 +203,15 @@ class Generation:
                 )
             )
         return start
+
+    def _bring_back(self, reusable: int) -> None:
+        """Protected messages that have lost rows, back from disk where they are there."""
+        held = self._held
+        for span in self._request.spans:
+            lost = held.missing(np.arange(span.start, span.stop)) if span.protected and span.stop <= reusable else ()
+            if len(lost) and held.bring_back(span.start, span.stop, self._protected):
+                message = f"{told_messages([span.message])} came back: {len(lost)} evicted tokens were on disk"
+                self.note(BroughtBack(message, tokens=len(lost), messages=(span.message,)))
 
     def _move(self, prompt: Sequence[int]) -> None:
         moved = self._held.move_to(prompt)
@@ -228,7 +250,7 @@ class Generation:
 
     def _forward(self, tokens: Sequence[int], logits_of: Literal["last", "none"] = "last") -> np.ndarray:
         self._pilot.before(self._cancel)
-        dropped = self._held.make_room(len(tokens), self._protected)
+        dropped = self._held.make_room(len(tokens), self._protected, self._free_messages)
         if dropped is not None:
             self._tell(dropped)
         try:
@@ -266,6 +288,10 @@ class Generation:
             )
         )
         self._tell_look(dropped.look)
+        problem = self._held.spill_problem
+        if problem is not None and problem != self._spill_problem:
+            self._spill_problem = problem
+            self.note(SpillFailed(f"evicted rows could not be kept on disk: {problem}", reason=problem))
 
     def _tell_look(self, look: GuardLook | None) -> None:
         guard = self._held.guard

@@ -19,6 +19,8 @@ from wattwise.events import Event, TemplateMissing
 from wattwise.generation import Generation, Request
 from wattwise.governor.pilot import Watch
 from wattwise.kv.spans import Span, message_spans
+from wattwise.kv.spill import Spill
+from wattwise.paths import cache_dir
 from wattwise.planning import Plan, plan
 from wattwise.prefix import HeldPrefix
 from wattwise.prompting import encode_chat
@@ -53,6 +55,7 @@ def load(
     kv_type: str | None = None,
     kv_policy: str | None = None,
     kv_guard: str | None = None,
+    kv_spill: int | str | None = None,
     overflow: str | None = None,
     threads: int | None = None,
     threads_batch: int | None = None,
@@ -71,6 +74,7 @@ def load(
         kv_type=kv_type,
         kv_policy=kv_policy,
         kv_guard=kv_guard,
+        kv_spill=kv_spill,
         overflow=overflow,
         threads=threads,
         threads_batch=threads_batch,
@@ -119,6 +123,11 @@ def _watch(decided: Plan, engine: Engine) -> Watch | None:
     from wattwise_devices.machine import probe_machine
 
     return watch_for(decided, engine, probe_machine())
+
+
+def _spill(decided: Plan) -> Spill | None:
+    """Where messages go that lose rows; None where they are forgotten."""
+    return Spill(cache_dir() / "spill", decided.spill_bytes) if decided.spill_bytes is not None else None
 
 
 def find_tokenizer(path: Path) -> Tokenizer | None:
@@ -177,7 +186,7 @@ class Model:
         self.engine = engine
         self.load_ms = load_ms
         self._tokenizer = tokenizer
-        self.held = HeldPrefix(engine, decided.eviction, decided.guard)
+        self.held = HeldPrefix(engine, decided.eviction, decided.guard, _spill(decided))
         self._template, self._own_template = chat_template(tokenizer) if tokenizer else (default_template(), False)
         self._eog_ids = frozenset(engine.spec.eos_ids) | (tokenizer.eog_ids if tokenizer else frozenset())
         self._busy = _OneAtATime()
@@ -364,6 +373,7 @@ class Model:
         """Close saved conversations, and give the engine's memory back. Idempotent."""
         for conversation in list(self._saved):
             conversation.close()
+        self.held.close()
         self.engine.close()
 
     def __enter__(self) -> Model:

@@ -22,6 +22,7 @@ from wattwise.kv.moving import CHECKED, carry_out, check_can_move, find_move
 from wattwise.kv.policy import get_policy
 from wattwise.kv.selection import cannot_hold, choose, rows_of
 from wattwise.kv.sight import AttentionBook, Sight, positions_by_head
+from wattwise.kv.spill import Range, Spill
 from wattwise_devices.errors import ContextOverflow, CorruptArtifact, PlanError
 from wattwise_runtimes.contracts import Capabilities, Engine, KVStore
 from wattwise_runtimes.spec import ModelSpec
@@ -64,21 +65,31 @@ class Dropped:
 class HeldPrefix:
     """The tokens behind the rows of one engine's KV store, kept in step with it.
 
-    eviction: None holds everything. guard: whether evictions are looked at. Raises PlanError for what this engine
-    cannot carry out.
+    eviction: None holds everything. guard: whether evictions are looked at. spill: where messages go that lose rows.
+    Raises PlanError for what this engine cannot carry out.
     """
 
-    def __init__(self, engine: Engine, eviction: Eviction | None = None, guard: GuardSettings | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        eviction: Eviction | None = None,
+        guard: GuardSettings | None = None,
+        spill: Spill | None = None,
+    ) -> None:
         self._engine, self._eviction = engine, eviction
         self._ids: list[int] = []
         self._tokens = NO_TOKENS  # of every row; with rows by head, of those that are the same in all heads
         self._anywhere = NO_TOKENS  # tokens that some head holds
         self._has_holes = False
+        self._has_moved = False  # holes were closed: positions are not token numbers any more
         self._unchanged = 0
         self._floor = 0  # a rewind goes to this token or a later one, or to the beginning
         self._book: AttentionBook | None = None
         self.evicted = 0  # tokens, since the text began
         self._position_limit = engine.kv.capacity_tokens
+        self._spill = spill if eviction is not None else None
+        if eviction is not None and spill is not None:
+            check_can_spill(engine.capabilities, eviction)
         self.guard = QualityGuard(engine, guard) if guard is not None and eviction is not None else None
         if eviction is not None:
             check_can_evict(engine.capabilities, eviction)
@@ -92,6 +103,11 @@ class HeldPrefix:
     def ids(self) -> Sequence[int]:
         """Ids of the text so far, those of evicted rows among them."""
         return self._ids
+
+    @property
+    def spill_problem(self) -> str | None:
+        """Why the rows of the last eviction could not be put away; None where they could, or need not be."""
+        return self._spill.problem if self._spill is not None else None
 
     @property
     def eviction(self) -> Eviction | None:
@@ -151,6 +167,42 @@ class HeldPrefix:
         self._ids[:] = prompt[: move.first + move.added + move.kept]
         return Moved(tokens=move.kept, by=move.by, read=move.added + CHECKED, error=error)
 
+    def bring_back(self, start: int, stop: int, protected: np.ndarray) -> bool:
+        """Restore the rows of tokens start to stop - 1 from the spill, where they are there; whether they now are held.
+
+        protected: tokens that must stay when others have to go for them. Nothing changes where it cannot be done.
+        """
+        if self._spill is None or self._eviction is None or self._has_moved:
+            return False
+        rows = self._spill.take((start, stop))
+        if rows is None:
+            return False
+        kv, eviction = self._engine.kv, self._eviction
+        lost = self.missing(np.arange(start, stop))
+        must = np.union1d(protected, np.arange(start, stop))
+        if kv.length + len(lost) > min(kv.capacity_tokens, eviction.rows):
+            self._evict(eviction, must, budget=eviction.budget_tokens - len(lost))
+        behind = int(np.searchsorted(self._tokens, stop))
+        rest = kv.export(stop) if behind < kv.length else None
+        try:
+            kv.truncate(start)
+            kv.restore(rows)
+            if rest is not None:
+                kv.restore(rest)
+        except BaseException:
+            self.clear()
+            raise
+        first = int(np.searchsorted(self._tokens, start))
+        if self._book is not None:
+            kept = np.r_[np.arange(first), np.arange(behind, len(self._tokens))]
+            self._book.keep(kept)
+            self._book.insert(first, stop - start)
+        self._tokens = np.union1d(self._tokens, np.arange(start, stop))
+        self._anywhere = self._tokens
+        self.evicted -= len(lost)
+        self._unchanged = 0
+        return True
+
     def missing(self, tokens: np.ndarray) -> np.ndarray:
         """Those of these tokens that some head does not hold."""
         if not self._has_holes:
@@ -189,6 +241,8 @@ class HeldPrefix:
         self._unchanged = min(self._unchanged, rows)
         if self._book is not None:
             self._book.cut(rows)
+        if self._spill is not None:
+            self._spill.cut(start)
         if not start:
             self._forget_holes()
 
@@ -205,18 +259,19 @@ class HeldPrefix:
         """How many of so many tokens may go into the next forward call: all, or one block where rows are evicted."""
         return wanted if self._eviction is None else min(wanted, self._eviction.block)
 
-    def make_room(self, tokens: int, protected: np.ndarray) -> Dropped | None:
+    def make_room(self, tokens: int, protected: np.ndarray, messages: Sequence[Range] = ()) -> Dropped | None:
         """Before a forward call of so many tokens (at most a block): evict down to the budget if they would not fit.
 
-        protected: numbers of the tokens that must stay. Raises BudgetError where they do not fit the budget, and
-        ContextOverflow where positions would leave what the model was made for and holes cannot be closed.
+        protected: numbers of the tokens that must stay. messages: ranges of tokens that are spilled as a whole. Raises
+        BudgetError where they do not fit the budget, and ContextOverflow where positions would leave what the model was
+        made for and holes cannot be closed.
         """
         if self._eviction is None:
             return None
         kv, eviction = self._engine.kv, self._eviction
         gone = None
         if kv.length + tokens > min(kv.capacity_tokens, eviction.rows):
-            gone = self._evict(eviction, protected)
+            gone = self._evict(eviction, protected, messages)
         if kv.next_position + tokens > self._position_limit:
             self._stay_in_context(tokens)
         return gone
@@ -239,6 +294,11 @@ class HeldPrefix:
         self._tokens = self._anywhere = NO_TOKENS
         self._unchanged = 0
         self._forget_holes()
+
+    def close(self) -> None:
+        """Give back what is kept on disk. The engine is its owner's to close."""
+        if self._spill is not None:
+            self._spill.clear()
 
     @property
     def rows_are_partial(self) -> bool:
@@ -297,6 +357,7 @@ class HeldPrefix:
             raise CorruptArtifact("<held text>", "next position", kv.next_position, state.rows)
         self._ids = state.ids.tolist()
         self._has_holes, self.evicted = state.tokens is not None, state.evicted
+        self._has_moved = state.tokens is not None and not np.array_equal(state.tokens, kv.positions)
         if eviction is not None:
             self._tokens = self._anywhere = np.arange(state.rows) if state.tokens is None else state.tokens
             self._see_heads(kv)
@@ -314,7 +375,9 @@ class HeldPrefix:
         self._anywhere = np.unique(held)
 
     def _forget_holes(self) -> None:
-        self._has_holes, self.evicted, self._floor = False, 0, 0
+        self._has_holes, self._has_moved, self.evicted, self._floor = False, False, 0, 0
+        if self._spill is not None:
+            self._spill.clear()
         if self._book is not None:
             self._book.clear()
 
@@ -339,8 +402,16 @@ class HeldPrefix:
             self._book.sight(view, positions) if self._book is not None else Sight(positions=positions, keys=view.keys)
         )
 
-    def _evict(self, eviction: Eviction, protected: np.ndarray) -> Dropped:
-        """Drop rows down to the budget."""
+    def _evict(
+        self,
+        eviction: Eviction,
+        protected: np.ndarray,
+        messages: Sequence[Range] = (),
+        *,
+        budget: int | None = None,
+    ) -> Dropped:
+        """Drop rows down to the budget, or to a smaller one."""
+        budget = eviction.budget_tokens if budget is None else budget
         kv, policy = self._engine.kv, get_policy(eviction.policy)
         tail = self._ids[max(0, len(self._ids) - min(TAIL, eviction.recent - 1)) :]  # rows that stay in any case
         if self.guard is not None:
@@ -350,7 +421,7 @@ class HeldPrefix:
         must = np.union1d(protected, np.arange(eviction.sinks))
         if not by_head:  # tokens to positions: they differ once holes were closed
             must = kv.positions[np.isin(self._tokens, must)]
-        kept = choose(policy, sight, eviction.budget_tokens, protected=must, recent=eviction.recent, by_head=by_head)
+        kept = choose(policy, sight, budget, protected=must, recent=eviction.recent, by_head=by_head)
         rows = rows_of(sight, kept)
         score = None
         if by_head:  # positions are token numbers: they are kept
@@ -359,6 +430,7 @@ class HeldPrefix:
             held = np.unique(kept)
         else:
             lost = np.setdiff1d(np.arange(sight.rows), rows)
+            self._put_away(self._tokens[lost], messages)
             score = float(policy.scores(sight).mean(axis=(0, 1))[lost].mean())
             kv.drop(kv.positions[lost].tolist())
             held = self._tokens = self._tokens[rows]
@@ -369,9 +441,19 @@ class HeldPrefix:
         self._unchanged = 0
         self.evicted += len(gone)
         if eviction.positions == "close":
+            self._has_moved = True
             close_holes(kv)
         look = self._look(eviction, tail)
-        return Dropped(tokens=gone, rows=sight.rows - eviction.budget_tokens, score=score, look=look)
+        return Dropped(tokens=gone, rows=sight.rows - budget, score=score, look=look)
+
+    def _put_away(self, lost: np.ndarray, messages: Sequence[Range]) -> None:
+        """Spill the messages that are about to lose their first row."""
+        if self._spill is None or self._has_moved:
+            return
+        for start, stop in messages:
+            is_touched = bool(np.any((lost >= start) & (lost < stop)))
+            if is_touched and stop <= len(self._ids) and not self.missing(np.arange(start, stop)).size:
+                self._spill.put((start, stop), self._engine.kv.export(start, stop))
 
     def _look(self, eviction: Eviction, tail: Sequence[int]) -> GuardLook | None:
         """What the guard sees after an eviction, and a wider budget where it asks for one."""
@@ -389,7 +471,7 @@ class HeldPrefix:
         kv, limit = self._engine.kv, self._position_limit
         if self._by_head or not self._engine.capabilities.shift:
             raise ContextOverflow(prompt_tokens=tokens, limit=limit, held_tokens=kv.next_position)
-        self._unchanged = 0
+        self._unchanged, self._has_moved = 0, True
         close_holes(kv)
         if kv.next_position + tokens > limit:
             raise ContextOverflow(prompt_tokens=tokens, limit=limit, held_tokens=kv.next_position)
@@ -415,6 +497,19 @@ def position_limit(spec: ModelSpec, rows: int) -> int:
     if rope is not None and rope.scaling == "longrope" and rows <= rope.original_context:
         return rope.original_context  # the engine took the short factors
     return spec.context
+
+
+def check_can_spill(can: Capabilities, eviction: Eviction) -> None:
+    """Raise PlanError, naming both sides, where evicted rows could not be put back."""
+    lacks = None
+    if eviction.level == "head":
+        lacks = f"KV policy {eviction.policy} by head (say ':token'): rows of one message can only go out for all heads"
+    elif eviction.positions == "close":
+        lacks = f"KV policy {eviction.policy} with closed positions (say ':keep'): their places are taken"
+    elif not can.export:
+        lacks = "an engine that cannot export rows"
+    if lacks is not None:
+        raise PlanError(f"evicted rows cannot be brought back under {lacks}", clash=("KV spill", lacks))
 
 
 def check_can_evict(can: Capabilities, eviction: Eviction) -> None:

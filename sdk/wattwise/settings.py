@@ -127,6 +127,7 @@ KNOWN: dict[str, _Known] = {
     "kv_type": _Known(_word, None, "default: the planner's choice"),
     "kv_policy": _Known(_kv_policy, None, "default: nothing is evicted"),
     "kv_guard": _Known(_kv_guard, None, "default: evictions are not looked at"),
+    "kv_spill": _Known(parse_bytes, None, "default: evicted rows are forgotten"),
     "overflow": _Known(_overflow, "error"),
     "chunk": _Known(_count, None, "default: the planner's choice"),
     "threads": _Known(_count, None, "default: the planner's choice"),

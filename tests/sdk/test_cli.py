@@ -50,7 +50,7 @@ PLAN_KEYS = {
     "model", "path", "format", "quant", "architecture", "parameters", "engine", "device", "context", "context_trained",
     "kv_type", "chunk", "threads", "threads_batch", "ledger", "budget_bytes", "budget_source", "fits", "reasons",
     "kv_policy", "kv_eviction", "overflow", "draft", "resident_bytes", "streamed_bytes", "budget", "prediction",
-    "speeds", "kv_guard",
+    "speeds", "kv_guard", "kv_spill_bytes",
 }  # fmt: skip
 LEDGER_KEYS = {"weights_bytes", "kv_bytes", "compute_bytes", "runtime_bytes", "total_bytes"}
 STATS_KEYS = {
@@ -243,6 +243,8 @@ def test_kv_names_a_type_a_policy_or_both(model: Path, capsys: pytest.CaptureFix
         (("--kv", "keydiff:64", "--overflow", "evict"), "policy of its own"),
         (("--overflow", "hope"), "none of error, evict, shift"),
         (("--kv-guard", "0.9"), "no KV policy is set"),
+        (("--kv-spill", "1MB"), "no KV policy is set"),
+        (("--kv", "window:64", "--kv-spill", "1MB"), "say ':keep'"),
         (("--kv", "keydiff:64", "--kv-guard", "often"), "no KV guard"),
     ],
 )  # fmt: skip

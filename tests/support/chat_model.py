@@ -65,6 +65,7 @@ def tiny_model(
     seed: int = 0,
     kv_policy: str | None = None,
     kv_guard: str | None = None,
+    kv_spill: int | None = None,
 ) -> Model:
     """Random weights: fluent nonsense, but the same nonsense every time."""
     eviction = None
@@ -74,7 +75,9 @@ def tiny_model(
     load = LoadSpec(context=context, chunk=eviction.block if eviction else 16, kv_type="f32")
     engine = ReferenceEngine(SPEC, random_weights(SPEC, seed), load)
     made = fake_plan(context=context, eviction=eviction)
-    made = dataclasses.replace(made, guard=parse_guard(kv_guard) if kv_guard is not None else None)
+    made = dataclasses.replace(
+        made, guard=parse_guard(kv_guard) if kv_guard is not None else None, spill_bytes=kv_spill
+    )
     return Model(made, engine, byte_tokenizer(template), load_ms=1.0)
 
 

@@ -37,6 +37,9 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kv-guard", metavar="SHARE", help="look at evictions: warn below this share of same choices, or 0.9:widen"
     )
+    group.add_argument(
+        "--kv-spill", metavar="SIZE", help="keep evicted rows on disk, to bring back messages pinned later"
+    )
     group.add_argument("--overflow", metavar="HOW", help="for texts beyond the context: error, evict, shift, summarise")
     group.add_argument("--threads", type=int, metavar="N", help="by default what measured fastest here")
     group.add_argument("--threads-batch", type=int, metavar="N", help="to read prompts with; default: as --threads")
@@ -59,6 +62,7 @@ def load_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "context": options.context,
         **_kv(options.kv),
         "kv_guard": options.kv_guard,
+        "kv_spill": options.kv_spill,
         "overflow": options.overflow,
         "threads": options.threads,
         "threads_batch": options.threads_batch,

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     load = common.load_arguments(options)
     if load["context"] is None:
         load["context"] = options.window
-    full = {**load, "kv_policy": None, "kv_guard": None, "overflow": None}
+    full = {**load, "kv_policy": None, "kv_guard": None, "kv_spill": None, "overflow": None}
     is_evicting = load["kv_policy"] is not None or load["overflow"] is not None
     other_name = options.against or (name if is_evicting else None)
     with contextlib.ExitStack() as stack:

@@ -105,6 +105,12 @@ class AttentionBook:
         self._chances = np.take_along_axis(self._chances, by_kv_head, axis=2)
         self._recent = np.take_along_axis(self._recent, by_head[:, :, None, :], axis=3)
 
+    def insert(self, row: int, count: int) -> None:
+        """Rows have come back in front of this one; what they once got is not known, and counts as nothing."""
+        self._total, self._chances, self._recent = (
+            np.insert(part, [row] * count, 0, axis=-1) for part in (self._total, self._chances, self._recent)
+        )
+
     def cut(self, rows: int) -> None:
         """Forget all rows from this one on. What they said about earlier rows stays in the sums."""
         if rows >= self.rows:

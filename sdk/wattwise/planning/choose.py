@@ -18,7 +18,7 @@ from wattwise.planning.memory import MemorySearch, Wants
 from wattwise.planning.plan import Plan
 from wattwise.planning.speed import Speed
 from wattwise.planning.threads import default_threads
-from wattwise.prefix import check_can_evict
+from wattwise.prefix import check_can_evict, check_can_spill
 from wattwise.settings import Settings, resolve
 from wattwise.store import resolve_model
 from wattwise_devices.errors import BackendUnavailable, BudgetError, PlanError
@@ -41,6 +41,7 @@ def plan(
     kv_type: str | None = None,
     kv_policy: str | None = None,
     kv_guard: str | None = None,
+    kv_spill: int | str | None = None,
     overflow: str | None = None,
     chunk: int | None = None,
     threads: int | None = None,
@@ -51,10 +52,10 @@ def plan(
     """Decide how to run a model inside a budget, loading nothing.
 
     model: a path, or "builtin". kv_policy: how to evict from the KV cache, as in "keydiff:512" (see `kv.eviction`).
-    kv_guard: look at evictions, as in "0.9" or "0.9:widen" (see `kv.guard`). overflow: what to do with a text longer
-    than the context: "error", "evict", "shift" or "summarise". threads, threads_batch: to decode and to read the
-    prompt. prompt_tokens: the prompt that speed and first-token time are predicted for. What is not given comes from
-    the settings (see `settings`).
+    kv_guard: look at evictions, as in "0.9" or "0.9:widen" (see `kv.guard`). kv_spill: bytes on disk for messages that
+    lose rows, so that they can be brought back. overflow: what to do with a text longer than the context: "error",
+    "evict", "shift" or "summarise". threads, threads_batch: to decode and to read the prompt. prompt_tokens: the prompt
+    that speed and first-token time are predicted for. What is not given comes from the settings (see `settings`).
     Raises BudgetError (with what would fit), PlanError for requests that clash, LoadError for a model that cannot be
     opened. Measures the speed of this machine where it is not known yet, once, a few seconds, in a child process.
     """
@@ -64,8 +65,8 @@ def plan(
     settings = resolve(
         {
             "model": str(model) if model is not None else None, "engine": engine, "context": context,
-            "kv_type": kv_type, "kv_policy": kv_policy, "kv_guard": kv_guard, "overflow": overflow, "chunk": chunk,
-            "threads": threads, "threads_batch": threads_batch, **given,
+            "kv_type": kv_type, "kv_policy": kv_policy, "kv_guard": kv_guard, "kv_spill": kv_spill,
+            "overflow": overflow, "chunk": chunk, "threads": threads, "threads_batch": threads_batch, **given,
         },
         profile=dict(profile.settings) if profile is not None else None,
         profile_name=profile.name if profile is not None else "",
@@ -115,18 +116,27 @@ class _Planner:
             str(self.settings["model"]), backend, artifact, capability, self.wants, allowed, source, most
         )
         made = search.run(reasons)
-        guard = self.settings["kv_guard"]
-        if guard is not None and made.eviction is None:
-            raise PlanError(
-                f"KV guard {guard} looks at evictions, but no KV policy is set; give one, such as --kv keydiff:512",
-                clash=(f"KV guard {guard}", "no KV policy"),
-            )
-        if made.eviction is not None:
-            check_can_evict(backend.capabilities(artifact, made.load_spec()), made.eviction)
+        self._check_eviction(made, backend)
         made = dataclasses.replace(
-            made, guard=guard, budget=self.budget, settings=self.settings, overflow=self.settings["overflow"]
-        )
+            made, budget=self.budget, settings=self.settings, overflow=self.settings["overflow"],
+            guard=self.settings["kv_guard"], spill_bytes=self.settings["kv_spill"],
+        )  # fmt: skip
         return speed.choose(made, self.wants, search.with_threads)
+
+    def _check_eviction(self, made: Plan, backend: Backend) -> None:
+        """Raise PlanError for evictions that this engine cannot do, and for guarding or spilling without any."""
+        if made.eviction is None:
+            for name in ("kv_guard", "kv_spill"):
+                if self.settings[name] is not None:
+                    raise PlanError(
+                        f"{name} is about evictions, but no KV policy is set; give one, as in --kv keydiff:512",
+                        clash=(f"{name} {self.settings[name]}", "no KV policy"),
+                    )
+            return
+        can = backend.capabilities(made.artifact, made.load_spec())
+        check_can_evict(can, made.eviction)
+        if self.settings["kv_spill"] is not None:
+            check_can_spill(can, made.eviction)
 
     def _other_engine(self, made: Plan, artifact: Artifact) -> Plan | None:
         """The same weights on the ONNX engine, if they were lowered before and nothing is lost by it."""

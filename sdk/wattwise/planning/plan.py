@@ -22,7 +22,7 @@ class Plan:
     prediction: of a reply to a prompt of the length that was planned for, None where speed is not known; roofline
     predicts others. speeds: (threads, tokens decoded per second) for every count whose rates are known. device: of each
     phase. eviction: how the KV cache is kept within its rows, None where it holds everything. guard: what looks at
-    evictions. overflow: what happens to
+    evictions. spill_bytes: what evicted rows may take on disk, None: they are forgotten. overflow: what happens to
     a conversation that does not fit. drafter, streamed_bytes: what this version decides is "none".
     """
 
@@ -47,6 +47,7 @@ class Plan:
     drafter: str = "none"
     eviction: Eviction | None = None
     guard: GuardSettings | None = None
+    spill_bytes: int | None = None
     overflow: str = "error"
     streamed_bytes: int = 0
 
@@ -78,6 +79,7 @@ class Plan:
             "kv_type": self.kv_type,
             "kv_policy": self.eviction.policy if self.eviction is not None else "none",
             "kv_eviction": self.eviction.to_json() if self.eviction is not None else None,
+            "kv_spill_bytes": self.spill_bytes,
             "kv_guard": self.guard.to_json() if self.guard is not None else None,
             "overflow": self.overflow,
             "chunk": self.chunk,
