@@ -29,8 +29,8 @@ the content. Nothing was trained on the prompts, tools and JSON schemas that mea
 BITS = """\
 Held-out bits per byte, lower is better, through wattwise's engines; the ONNX models (fp16, int8, int4) are
 lowered from the GGUF files (f16, q8_0, q4_0). Whole conversations count, the users' lines and the marks of the template
-too. Sources that this recipe writes itself (talk, tool_requests, sums) are combined from fixed sets of lines, so their
-held-out part is not independent of the training part. Chats are split by conversation, not by author."""
+too. Sources that this recipe writes itself (talk, tool_requests, sums, copying) are combined from fixed sets of lines,
+so their held-out part is not independent of the training part. Chats are split by conversation, not by author."""
 
 ACCEPTANCE = """\
 {dialogues} held-out dialogues, up to the last turn of the assistant; the base replies with its likeliest tokens, at

@@ -95,7 +95,7 @@ _CHOICES = {"account": ("checking", "savings")}  # values of arguments that may 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offered:
-    """A tool as one conversation lists it. spelling: what each of its arguments is called there."""
+    """A tool as one conversation lists it. spelling: what each of its arguments is called there, in the order there."""
 
     tool: Tool
     name: str
@@ -103,15 +103,17 @@ class Offered:
 
     def call(self, values: Values) -> str:
         """The assistant's turn that calls it."""
-        return tool_call(self.name, {self.spelling[name]: value for name, value in values.items()})
+        given = {spelt: values[name] for name, spelt in self.spelling.items() if name in values}
+        return tool_call(self.name, given)
 
     def schema(self, rng: random.Random) -> dict[str, Any]:
         properties: dict[str, dict[str, Any]] = {}
-        for name, kind in self.tool.arguments.items():
+        for name in self.spelling:
+            kind = self.tool.arguments[name]
             properties[self.spelling[name]] = {"type": kind.lstrip("?")}
             if name in _CHOICES and rng.random() < 0.5:
                 properties[self.spelling[name]]["enum"] = list(_CHOICES[name])
-        required = [self.spelling[name] for name, kind in self.tool.arguments.items() if not kind.startswith("?")]
+        required = [spelt for name, spelt in self.spelling.items() if not self.tool.arguments[name].startswith("?")]
         function: dict[str, Any] = {"name": self.name}
         if rng.random() < 0.8:
             function["description"] = self.tool.about
@@ -120,9 +122,10 @@ class Offered:
 
 
 def offer(tool: Tool, rng: random.Random) -> Offered:
-    """The tool under its own name, or, two times in three, with other words for it and its arguments."""
+    """The tool under its own name, or, two times in three, with other words for it and its arguments, in any order."""
+    order = rng.sample(list(tool.arguments), len(tool.arguments))
     if rng.random() < 1 / 3:
-        return Offered(tool=tool, name=tool.name, spelling={name: name for name in tool.arguments})
+        return Offered(tool=tool, name=tool.name, spelling={name: name for name in order})
     words = [rng.choice(_VERBS.get(word, _NOUNS.get(word, (word,)))) for word in tool.name.split("_")]
     parts = "_".join(words).split("_")
     if rng.random() < 0.3:  # camel case
@@ -131,7 +134,7 @@ def offer(tool: Tool, rng: random.Random) -> Offered:
     else:
         name = "_".join(parts)
     spelling: dict[str, str] = {}
-    for argument in tool.arguments:
+    for argument in order:
         free = [word for word in _ARGUMENTS.get(argument, (argument,)) if word not in spelling.values()]
         spelling[argument] = rng.choice(free or [argument])
     return Offered(tool=tool, name=name, spelling=spelling)

@@ -53,8 +53,8 @@ def builtin_info() -> str:
     model = shipped()
     return (
         f"{model.name} is a toy of {model.parameters / 1e6:.1f} million parameters ({model.bytes / 1e6:.1f} MB): it "
-        "makes small talk and tells tiny stories, and what it says about the world is often invented. For real "
-        "answers load a bigger model: wattwise chat MODEL.gguf"
+        "makes small talk, tells tiny stories and calls simple tools, and what it says about the world is often "
+        "invented. For real answers load a bigger model: wattwise chat MODEL.gguf"
     )
 
 
