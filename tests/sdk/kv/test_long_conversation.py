@@ -1,7 +1,8 @@
-"""A conversation five times longer than the context, on the built-in model: what it was told at the beginning holds.
+"""A conversation five times longer than the context, on the built-in model: its system prompt and tools stay, row by
+row as they were read, and every message that goes is named by an event.
 
-The probe is constrained: of two answers to the same request, a call of the offered tool and the refusal that the model
-learnt for tools that are not there, the likelier one is its choice. So nothing depends on sampling.
+Whether the model still acts on what it was told at the beginning is another question: this one, of seven million
+parameters, does not after a hundred turns, with its full cache either.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import pytest
 
 import wattwise
 from wattwise.events import Evicted
+from wattwise.kv.spans import protected_tokens
 from wattwise.model import Model
-from wattwise.prefix import NO_TOKENS
-from wattwise_runtimes.contracts import Batch
 
 CONTEXT = 320
 TIMER = {
@@ -26,8 +26,6 @@ TIMER = {
         "parameters": {"type": "object", "properties": {"minutes": {"type": "integer"}}, "required": ["minutes"]},
     },
 }
-REQUEST = "Set a timer for 20 minutes."
-CALL, REFUSAL = '<tool_call>{"name": "set_timer"', "I cannot set timers here."
 TALK = (
     "Hi! How are you?", "I had a long day at work.", "We had too many meetings.", "What is your name?",
     "Tell me a joke.", "I like music.", "What should I cook tonight?", "I have a dog.", "It is raining here.",
@@ -43,26 +41,35 @@ def model(request: pytest.FixtureRequest) -> Iterator[Model]:
         yield loaded
 
 
-def likelihood(model: Model, prompt: list[int], answer: str) -> float:
-    """Log-likelihood of an answer after a prompt, from what is held of it; the held text is as before afterwards."""
-    ids = model.tokenizer.encode(answer, parse_special=True)
-    start = model.held.rewind_to([*prompt, 0])
-    new = [*prompt[start:], *ids[:-1]]
-    done, rows = 0, []
-    while done < len(new):
-        piece = model.held.piece(len(new) - done)
-        model.held.make_room(piece, NO_TOKENS)
-        rows.append(model.engine.forward(Batch(new[done : done + piece], logits="all")).astype(np.float64))
-        model.held.extend(new[done : done + piece])
-        done += piece
-    logits = np.concatenate(rows)[-len(ids) :]
-    logp = logits - logits.max(axis=1, keepdims=True)
-    logp -= np.log(np.exp(logp).sum(axis=1, keepdims=True))
-    return float(logp[np.arange(len(ids)), ids].sum())
+def held_tokens(model: Model) -> list[np.ndarray]:
+    """Token numbers that each layer's heads hold, [kv_heads, rows]: positions, as long as no holes are closed."""
+    view = model.engine.kv.view()
+    if view.head_positions is None:
+        return [view.positions[None]] * view.layers
+    return [view.head_positions(layer) for layer in range(view.layers)]
 
 
-def test_the_instruction_holds_and_every_loss_is_listed(model: Model) -> None:
-    chat = model.conversation(tools=[TIMER])
+def keys_of(model: Model, tokens: np.ndarray) -> list[np.ndarray]:
+    """Keys of these tokens in every layer and head; an error where one is not held."""
+    view = model.engine.kv.view()
+    assert view.keys is not None
+    found = []
+    for layer, held in enumerate(held_tokens(model)):
+        for head, keys in enumerate(view.keys(layer)):
+            mine = held[min(head, len(held) - 1)]
+            rows = np.searchsorted(mine, tokens)
+            assert np.array_equal(mine[rows], tokens), "a protected token is not held"
+            found.append(keys[rows])
+    return found
+
+
+def test_what_was_told_first_stays_and_every_loss_is_listed(model: Model) -> None:
+    chat = model.conversation("You are a friendly assistant.", tools=[TIMER])
+    chat.say(TALK[0], max_tokens=40, temperature=0)
+    prompt = model.prompt_ids(chat.messages[:2], tools=[TIMER])
+    told_first = protected_tokens(model._spans(prompt, chat.messages[:2], [TIMER], ()))
+    assert len(told_first) > 20
+    before = keys_of(model, told_first)
     lost: set[int] = set()
     total = 0
     while total < 5 * CONTEXT:
@@ -72,26 +79,12 @@ def test_the_instruction_holds_and_every_loss_is_listed(model: Model) -> None:
             lost |= {index for event in reply.events if isinstance(event, Evicted) for index, _ in event.messages}
             assert model.engine.kv.length <= model.engine.kv.capacity_tokens <= CONTEXT
 
-    request = [*chat.messages, {"role": "user", "content": REQUEST}]
-    prompt = model.prompt_ids(request, tools=[TIMER])
-    assert len(prompt) > 5 * CONTEXT
-    call, refusal = (likelihood(model, prompt, answer) for answer in (CALL, REFUSAL))
-    assert call > refusal, "the list of tools, read at the very beginning, still counts"
-
-    held = set(np.concatenate([np.unique(p) for p in _held_tokens(model)]).tolist())
-    spans = model._spans(prompt, request, [TIMER], ())  # whose each token is
-    gone = {s.message for s in spans if not held & set(range(s.start, s.stop)) and s.message < len(chat.messages)}
-    assert len(gone) > 10, "most of the conversation is not held any more"
-    assert gone <= lost, "each message that is gone was named by an event"
-
-    model.forget()
-    alone = model.prompt_ids([{"role": "user", "content": REQUEST}])
-    assert likelihood(model, alone, REFUSAL) > likelihood(model, alone, CALL), "without the tool it would refuse"
-
-
-def _held_tokens(model: Model) -> list[np.ndarray]:
-    """Token numbers that some head holds; positions are token numbers while holes are kept."""
-    view = model.engine.kv.view()
-    if view.head_positions is None:
-        return [view.positions]
-    return [view.head_positions(layer) for layer in range(view.layers)]
+    for was, now in zip(before, keys_of(model, told_first), strict=True):
+        assert np.array_equal(was, now), "the very rows that were read at the beginning"
+    prompt = model.prompt_ids(chat.messages, tools=[TIMER])
+    held = set(np.concatenate([positions.reshape(-1) for positions in held_tokens(model)]).tolist())
+    spans = model._spans(prompt, chat.messages, [TIMER], ())
+    gone = {s.message for s in spans if not held & set(range(s.start, s.stop))}
+    assert gone, "some messages are not held by any head any more"
+    assert gone <= lost, "each of them was named by an event"
+    assert 0 not in lost, "and the system prompt never"
