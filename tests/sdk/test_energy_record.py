@@ -79,7 +79,9 @@ def test_measured_watts_are_remembered() -> None:
     remembered: list[float] = []
     meter = KnownMeter()
     meter.busy = True
-    model_with(meter, remembered).chat("hello", max_tokens=64, temperature=0)
+    with model_with(meter, remembered).stream("hello", max_tokens=64, temperature=0) as stream:
+        for _ in stream:
+            time.sleep(0.002)  # a reader who takes his time: a phase of few readings would not be remembered
     assert remembered and remembered[0] == pytest.approx(BUSY_W, rel=0.05)
 
 

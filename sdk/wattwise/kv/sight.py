@@ -103,7 +103,10 @@ class AttentionBook:
         by_head = np.repeat(by_kv_head, heads // kv_heads, axis=1)
         self._total = np.take_along_axis(self._total, by_head, axis=2)
         self._chances = np.take_along_axis(self._chances, by_kv_head, axis=2)
-        self._recent = np.take_along_axis(self._recent, by_head[:, :, None, :], axis=3)
+        recent = np.empty((layers, heads, self._recent.shape[2], rows.shape[-1]), np.float32)
+        for layer, head in np.ndindex(layers, heads):  # one by one: an index for all would take more than the numbers
+            recent[layer, head] = self._recent[layer, head][:, by_head[layer, head]]
+        self._recent = recent
 
     def insert(self, row: int, count: int) -> None:
         """Rows have come back in front of this one; what they once got is not known, and counts as nothing."""
