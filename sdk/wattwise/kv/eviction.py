@@ -22,6 +22,7 @@ SINKS = 4  # first tokens that always stay (StreamingLLM): attention rests on th
 _BLOCK, _ATTENTION_BLOCK, _LEAST_BLOCK = 128, 32, 8
 _RECENT_SHARE, _MOST_RECENT = 0.25, 32
 _LEAST_TOKENS = 16
+_WATCHING_BYTES = 4 << 20  # heaps of what watches attention: measured, 2 to 5 MiB
 
 Level = Literal["token", "head"]
 
@@ -142,7 +143,7 @@ def working_bytes(spec: ModelSpec, eviction: Eviction, keys_copied_bytes: int) -
     if "keys" in policy.needs:
         total += 3 * 8 * spec.kv_heads * spec.head_dim * eviction.rows + keys_copied_bytes
     if "attention" in policy.needs:
-        total += 2 * 4 * spec.layers * spec.heads * eviction.rows * (1 + policy.queries)
+        total += 2 * 4 * spec.layers * spec.heads * eviction.rows * (1 + policy.queries) + _WATCHING_BYTES
     return total
 
 
