@@ -333,3 +333,23 @@ def test_chat_with_json_lines(model: Path, capsys: pytest.CaptureFixture[str], m
     first, second = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert first["stats"]["cache_n"] == 0 < second["stats"]["cache_n"], "the second turn goes on from the first"
+
+
+def test_notices_are_ours_and_not_native_codes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import logging
+
+    from wattwise.cli import common
+
+    ours, native = logging.getLogger("wattwise"), logging.getLogger("wattwise.llamacpp")
+    monkeypatch.setattr(ours, "handlers", [])
+    for logger in (ours, native):
+        monkeypatch.setattr(logger, "level", logging.NOTSET)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    common.show_progress("loading")
+    ours.info("measuring this machine")
+    native.info("sched_reserve: reserve took 1.58 ms")
+    for logger in (ours, native):
+        logger.setLevel(logging.NOTSET)
+    assert capsys.readouterr().err.splitlines() == ["measuring this machine"]

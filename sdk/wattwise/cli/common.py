@@ -122,7 +122,9 @@ def show_progress(label: str) -> Any:
 
 def _show_notices() -> None:
     """What the library has to say while one waits, such as that it measures."""
-    log = logging.getLogger("wattwise")
+    log, native = logging.getLogger("wattwise"), logging.getLogger("wattwise.llamacpp")
+    if native.level == logging.NOTSET:  # what native code says is for those who ask for it
+        native.setLevel(logging.ERROR)
     if not log.handlers:
         log.addHandler(logging.StreamHandler())
         log.setLevel(logging.INFO)
